@@ -37,6 +37,7 @@ lint: $(VENV)/.test ## ruff, mypy, clang-format, shellcheck, generated files
 	@$(PYTHON) probes/generate.py --check
 	@$(BIN)/python docs/metrics.py --check
 	@$(BIN)/python packaging/make_schemas.py --check
+	@$(PYTHON) packaging/pack_data.py --check
 
 unit: $(VENV)/.test objects ## the tests that need no root
 	@$(BIN)/pytest tests/unit tests/contract
@@ -88,10 +89,11 @@ viewer: ## put speedscope, the viewer of flame graphs, into the package
 	@$(DEPS) viewer
 	@$(PYTHON) packaging/build_viewer.py
 
-generate: $(VENV)/.test ## make what probes/events.toml, the catalogue of metrics and the records of documents are the source of
+generate: $(VENV)/.test ## make what probes/events.toml, layouts, the catalogue of metrics and the records of documents are the source of
 	@$(PYTHON) probes/generate.py
 	@$(BIN)/python docs/metrics.py
 	@$(BIN)/python packaging/make_schemas.py
+	@$(PYTHON) packaging/pack_data.py
 
 dashboards: $(VENV)/.test ## make the Grafana dashboards of dashboards/boards
 	@$(BIN)/python dashboards/build.py

@@ -156,7 +156,7 @@ def _memory(memory: MemoryReading, refused: dict[str, str]) -> MemoryReading:
         allocators = None
     if allocators and allocators.memory and (why := of_use(allocators.memory)):
         refused["erlang_memory"] = "; ".join(why)
-        allocators = replace(allocators, memory=None)
+        allocators = allocators._replace(memory=None)
     if connections and (why := of_connections(connections)):
         refused["connections"] = "; ".join(why)
         connections, memory = None, replace(memory, peers=())

@@ -9,8 +9,7 @@ session, :func:`open_governed_session` one whose hooks come and go.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 from scope_ebpf.attach.plan import Plan
@@ -43,8 +42,7 @@ _UNTIL_NOW = frozenset(map(str, range(KNOWN[-1] + 1)))
 _plans: WeakKeyDictionary[Binary, dict[tuple[object, ...], Plan]] = WeakKeyDictionary()
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
+class Planned(NamedTuple):
     """What will be attached to one target, and what the programs must know of it."""
 
     #: What will be attached for each event, and why the others are not available.

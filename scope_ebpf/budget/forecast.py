@@ -6,8 +6,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scope_ebpf.budget.brake import share_of
 from scope_ebpf.budget.reference_counters import (
@@ -38,8 +37,7 @@ class _Counting(Protocol):
         """Number of runs of each program."""
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
+class Forecast(NamedTuple):
     """
     The forecast cost of observing one target.
 
@@ -59,8 +57,7 @@ class Forecast:
         return f"about {self.share:.0%} of the target's CPU: {hits:,} hits a second"
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """
     A span of time of one target.
 
@@ -143,7 +140,7 @@ class Forecaster:
         news = {name: count - before[name] for name, count in session.hits().items()}
         cost = hit_cost()
         hooked = self._span(first, last, plan, cost)
-        hooked = replace(hooked, cost=cost.total(news), hits=sum(news.values()))
+        hooked = hooked._replace(cost=cost.total(news), hits=sum(news.values()))
         return expected(self._span(self._before, self._alone, plan, cost), hooked)
 
     def _span(

@@ -10,8 +10,7 @@ windows. Python reads the counters at each tick; BPF programs read them at the b
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -56,8 +55,7 @@ _WRAP = {"spawned": 1 << 32, "opened": 1 << 32}
 TIME = "time"
 
 
-@dataclass(frozen=True, slots=True)
-class CounterSnapshot:
+class CounterSnapshot(NamedTuple):
     """
     All reference counters of a target at one moment.
 
@@ -72,8 +70,7 @@ class CounterSnapshot:
     counters: dict[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class WordRange:
+class WordRange(NamedTuple):
     """
     Where a counter lies in the VM's memory: it is the sum of some 8-byte words.
 
@@ -88,8 +85,7 @@ class WordRange:
     words: int
 
 
-@dataclass(frozen=True, slots=True)
-class CounterSample:
+class CounterSample(NamedTuple):
     """
     The reference counter of one event at one moment.
 
@@ -151,7 +147,7 @@ class ReferenceCounters:
             return None
         self._spawned += (counters.spawned - self._last) % 2**32
         self._last = counters.spawned
-        return replace(counters, spawned=self._spawned)
+        return counters._replace(spawned=self._spawned)
 
     def schedulers(self) -> int:
         """The number of normal schedulers; 0 where the counters cannot be read."""

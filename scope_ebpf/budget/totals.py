@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,7 +70,7 @@ class Totals:
         growth, seen = self._growth(event, since.value, now.value), float(news[:COUNTS].sum())
         if event in COUNTED_EVENTS and growth > seen:
             # The counter is exact for these events: the ones beyond those seen are still to come.
-            growth, now = seen, replace(now, value=now.value - int(growth - seen))
+            growth, now = seen, now._replace(value=now.value - int(growth - seen))
         estimate.exact(news)
         estimate.begin(news, growth)
         self._windows[event] = 0

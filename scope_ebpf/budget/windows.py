@@ -19,7 +19,7 @@ measured too (``budget/estimate.py``).
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scope_ebpf.budget.reference_counters import TIME, CounterSample
@@ -142,7 +142,7 @@ class Window:
 def _read(counters: ReferenceCounters, event: str) -> CounterSample:
     """The counter of *event* now, with the time at which the reading was complete."""
     values = counters.now()
-    return replace(counters.sample(event, values), time_ns=time.monotonic_ns())
+    return counters.sample(event, values)._replace(time_ns=time.monotonic_ns())
 
 
 def bounds(

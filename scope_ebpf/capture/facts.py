@@ -225,7 +225,7 @@ def _clocks_of(document: Value) -> Clocks:
 
 
 def _codec_as_json(codec: PidCodec | PortCodec) -> dict[str, int] | None:
-    return dataclasses.asdict(codec.shuffle) if codec.shuffle else None
+    return codec.shuffle._asdict() if codec.shuffle else None
 
 
 def _shuffle_of(document: Value) -> Shuffle | None:

@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import gc
 import importlib
 import os
 import sys
+import threading
 from typing import TYPE_CHECKING, NoReturn
 
-# numpy's linear algebra would start a thread for each CPU, with a stack each; we use none of it.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
+from scope_ebpf import numpy_start
 from scope_ebpf.cli.target import UnknownVmError, WordsError
 from scope_ebpf.errors import UNEXPECTED, ScopeError, UsageError
 from scope_ebpf.kernel.interrupts import held_back
@@ -21,7 +21,10 @@ from scope_ebpf.sinks.plain import plain, say, spelled
 from scope_ebpf.suggestions import close, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
+
+# argparse would load locale to look for translations, and there are none.
+argparse._ = str  # type: ignore[attr-defined]
 
 #: What each command does, by its name. ``trace`` is the default.
 COMMANDS = {
@@ -90,25 +93,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     imports or at the end is looked at for garbage again.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    settle = gc.freeze if argv is None else _nothing
     with guarded_streams():
-        code = _run(words, settle)
-    settle()  # the interpreter collects twice when it ends
+        code = _run(words, alone=argv is None)
+    if argv is None:
+        gc.freeze()  # where the interpreter ends the process, it collects twice
+        _leave(code)
     return code
 
 
-def _nothing() -> None:
-    pass
+def _leave(code: int) -> None:
+    """
+    End this process as the interpreter does, without freeing each module, which takes 10 ms.
+
+    Returns where that is left to the interpreter: a thread runs, or the output cannot be written.
+    """
+    if threading.active_count() > 1:
+        return
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return
+    atexit._run_exitfuncs()  # noqa: SLF001
+    os._exit(code)
 
 
-def _run(words: list[str], imported: Callable[[], None]) -> int:
-    """Run what *words*, the command line, ask for; the exit code. *imported* is called before."""
+def _run(words: list[str], *, alone: bool) -> int:
+    """Run what *words*, the command line, ask for; the exit code. *alone* as of :func:`parsed`."""
     try:
         # What imports make stays: looking for garbage among it takes a tenth of the start.
         gc.disable()
         try:
-            arguments = parsed(words)
-            imported()
+            arguments = parsed(words, alone=alone)
+            if alone:
+                gc.freeze()
         finally:
             gc.enable()
         code: int = arguments.run(arguments)
@@ -231,12 +249,16 @@ class _Completion(argparse.Action):
         parser.exit()
 
 
-def parsed(words: Sequence[str]) -> argparse.Namespace:
-    """The command line *words*, with ``run``, the function that does what they ask for."""
+def parsed(words: Sequence[str], *, alone: bool = False) -> argparse.Namespace:
+    """
+    The command line *words*, with ``run``, the function that does what they ask for.
+
+    *alone* is whether this process does nothing else, and has one thread.
+    """
     if not words or words[0].partition("=")[0] in _OVERALL:
         return _overview().parse_args(words or ["--help"])
     named = words[0] in COMMANDS
-    parser = parser_of(words[0] if named else DEFAULT)
+    parser = parser_of(words[0] if named else DEFAULT, alone=alone)
     parser.mistyped = _mistyped(words[0])
     given, behind = list(words[named:]), list[str]()
     if "--" in given and parser.takes_words():
@@ -257,8 +279,8 @@ def _near_options(parser: argparse.ArgumentParser, word: str) -> list[str]:
     return close(word.partition("=")[0], options)
 
 
-def parser_of(command: str) -> _Parser:
-    """The parser of one command; only its module is loaded."""
+def parser_of(command: str, *, alone: bool = False) -> _Parser:
+    """The parser of one command; only its module is loaded. *alone* as of :func:`parsed`."""
     text = COMMANDS[command]
     parser = _Parser(
         prog="scope-trace" if command == DEFAULT else f"scope-trace {command}",
@@ -269,8 +291,10 @@ def parser_of(command: str) -> _Parser:
         from scope_ebpf.sandbox import client, limits
 
         # It starts while we load the rest.
-        client.ahead(limits.READS if command in _READING else limits.ANY)
+        client.ahead(limits.READS if command in _READING else limits.ANY, fork=alone)
     with held_back():  # numpy's import swallows exceptions
+        if command not in _WITHOUT_TARGET:
+            numpy_start.load()
         module = importlib.import_module(_MODULES.get(command, f"scope_ebpf.cli.{command}"))
     module.add_arguments(parser)
     parser.set_defaults(run=module.run)

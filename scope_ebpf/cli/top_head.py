@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from scope_ebpf.beam.layouts.checks import KINDS
@@ -45,8 +44,7 @@ class _Sample(NamedTuple):
     waiting: int
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """A VM as a whole; None for what could not be read."""
 
     uptime: float

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -40,8 +39,7 @@ _SHOWN: dict[str, Callable[[ProcessRow], int]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One process of the table."""
 
     #: Its pid as a term, which no other process of the VM has.

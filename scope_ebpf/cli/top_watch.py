@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from scope_ebpf.beam.layouts.checks import KINDS
 from scope_ebpf.beam.processes.shapes import escaped
@@ -34,8 +33,7 @@ if TYPE_CHECKING:
 BUDGET = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """What one turn has found."""
 
     state: State

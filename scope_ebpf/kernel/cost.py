@@ -15,9 +15,8 @@ import os
 import select
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -37,8 +36,7 @@ _ROUNDS = 5
 _SHORT_CALLS, _SHORT_ROUNDS = 50, 40
 
 
-@dataclass(frozen=True, slots=True)
-class _ThisProcess:
+class _ThisProcess(NamedTuple):
     """The ``uprobes.Identity`` of this process, with a file that it has mapped."""
 
     pid: int
@@ -56,8 +54,7 @@ def _this_process(path: Path) -> Iterator[_ThisProcess]:
         yield _ThisProcess(pid, pidfd.fileno(), file.fileno())
 
 
-@dataclass(frozen=True, slots=True)
-class HitCost:
+class HitCost(NamedTuple):
     """
     Seconds of the target's CPU that one hit takes.
 

@@ -11,9 +11,8 @@ from __future__ import annotations
 import os
 import platform
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from scope_ebpf.errors import HostError, KernelTooOldError, NoBtfError, NotRootError, ScopeError
 
@@ -37,8 +36,7 @@ _OF_ADMIN = ("CAP_PERFMON", "CAP_BPF")
 _HOST_PID_NAMESPACE = 0xEFFFFFFC
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
+class Fact(NamedTuple):
     """
     One property of the host.
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from scope_ebpf import events
@@ -115,7 +114,7 @@ def proven(target: Target, planned: Planned) -> Planned:
         return planned
     wanted = tuple(item for item in planned.plan.items if item.event in judge.pending)
     if wanted:
-        with open_session(target, replace(planned, plan=Plan(wanted))) as session:
+        with open_session(target, planned._replace(plan=Plan(wanted))) as session:
             probation.begin(session)
             end = time.monotonic() + _WINDOW
             while judge.pending and (now := time.monotonic()) < end:
@@ -128,4 +127,4 @@ def proven(target: Target, planned: Planned) -> Planned:
     if not plan.attachments:
         why = "; ".join(f"{item.event}: {item.reason}" for item in plan.items)
         raise NothingToAttachError(f"process {target.pid} has no hook that may be used ({why})")
-    return replace(planned, plan=plan)
+    return planned._replace(plan=plan)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scope_ebpf import events
@@ -66,8 +65,7 @@ _TIMED_BY_HOOKS = ("schedule", "gc", "long_call")
 _SHORT_MEAN, _NOTED_PART = 1e-4, 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class TraceOptions:
+class TraceOptions(NamedTuple):
     """How long a trace takes, and how its events are seen."""
 
     #: Seconds; None for no end.
@@ -378,7 +376,7 @@ def plan_events(
     """
     planned = plan_target(target, wanted, via)
     if governed:
-        planned = replace(planned, plan=planned.plan.governable())
+        planned = planned._replace(plan=planned.plan.governable())
     if not planned.plan.attachments:
         items = planned.plan.items
         reasons = "; ".join(f"{item.event}: {item.reason}" for item in items)

@@ -9,7 +9,8 @@ In the process that asks:
 
 - ``files``: opens files whose path or contents another user chose
 - ``filesystems``: whether a filesystem answers without a process of another user
-- ``client``: starts confined processes, asks them, and limits their time
+- ``client``: asks confined processes, and limits their time
+- ``forkserver``: starts the process that forks them
 - ``answers``: checks of what they answer
 - ``refusals``: files that were refused, and for how long
 - ``proc``: texts of ``/proc``, whatever names are in them

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The process that parses: started by ``client``, which asks it.
+The process that parses: started by ``forkserver``; ``client`` asks it.
 
     python -I -S child.py FD PATH...
 
-A fresh interpreter without an environment: nothing of its parent's memory or files is in it. It
-reads no file that another user chose. For each file it forks a child, which is handed the file's
-descriptor, gives up everything else (``confine``) and answers until its channel ends or is idle.
+A fresh interpreter without an environment, or a command's fork from before it read anything. It
+has no files of its parent, and reads no file that another user chose. For each file it forks a
+child, which is handed the file's descriptor, gives up everything else (``confine``) and answers
+until its channel ends or is idle.
 """
 
 from __future__ import annotations

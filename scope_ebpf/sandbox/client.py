@@ -2,28 +2,24 @@
 """
 Asking a confined process about a file.
 
-One forkserver for all files (``child.py``), started at the first of them or by :func:`ahead`; for
-each file a child that ends with :meth:`Parser.close`, when it answers wrongly or late, or when
+One forkserver for all files (``forkserver.py``), started at the first of them or by :func:`ahead`;
+for each file a child that ends with :meth:`Parser.close`, when it answers wrongly or late, or when
 no question came for a while. In the last case the next question starts another.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import weakref
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scope_ebpf.errors import RefusedFileError
 from scope_ebpf.sandbox import answers, limits, wire
+from scope_ebpf.sandbox.forkserver import Server, cpu_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,13 +27,8 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-_CHILD = Path(__file__).with_name("child.py")
 #: Seconds until an answer is late: a child that computes is ended by its own clock before.
 PATIENCE = 5.0
-#: Seconds in which a fresh interpreter starts, on a host whose CPUs are all busy.
-_START = 20.0
-#: CPUCLOCK_SCHED, of a process's clock (include/linux/posix-timers.h).
-_SCHEDULED = 2
 #: Characters of a name or a reason in a message.
 _TEXT = 300
 
@@ -73,6 +64,7 @@ class _Spent:
 
 
 _used, _spent = _Used(), _Spent()
+_server = Server(_spent.add)
 
 
 def cpu_seconds() -> float:
@@ -90,132 +82,20 @@ def server_pid() -> int | None:
     return _server.pid()
 
 
-class _Server:
-    """The process that forks children; another one is started where it has ended."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._control: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it, unless it runs; does not wait for it."""
-        with self._lock:
-            self._running()
-
-    def fork(self, channel: socket.socket, kind: int) -> tuple[int, int]:
-        """
-        Make a child that serves *channel*; the server's number for it, and its process's.
-
-        *kind* is one of ``limits``: what the child can do.
-        """
-        with self._lock:
-            with contextlib.suppress(OSError, EOFError, wire.NonsenseError):
-                return self._ask(kind, (channel.fileno(),))
-            self._close()
-            try:
-                return self._ask(kind, (channel.fileno(),))
-            except (OSError, EOFError, wire.NonsenseError) as error:
-                self._close()
-                raise RefusedFileError(
-                    f"the process that parses files does not start: {error}", lasting=False
-                ) from error
-
-    def end(self, number: int) -> int | None:
-        """End a child; return its status as of waitpid, None if that is not known."""
-        with self._lock:
-            if self._control is None:
-                return None
-            try:
-                return self._ask(number)[0]
-            except (OSError, EOFError, wire.NonsenseError):
-                self._close()
-                return None
-
-    def pid(self) -> int | None:
-        """Its process, if it runs."""
-        process = self._process
-        return process.pid if process else None
-
-    def cpu_seconds(self) -> float:
-        """CPU time of the one that runs, without its children's."""
-        pid = self.pid()
-        return (_cpu_of(pid) or 0.0) if pid else 0.0
-
-    def _ask(self, number: int, fds: tuple[int, ...] = ()) -> tuple[int, int]:
-        control = self._running()
-        wire.send(control, number, fds)
-        first, second = wire.receive(control, time.monotonic() + _START)
-        return first, second
-
-    def _running(self) -> socket.socket:
-        if self._control is None:
-            self._control, its = socket.socketpair()
-            with its:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", str(_CHILD), str(its.fileno()), *_paths()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    pass_fds=[its.fileno()],
-                    env={},
-                    cwd="/",
-                    start_new_session=True,
-                )
-        return self._control
-
-    def stop(self) -> None:
-        """Let it end, and wait for that."""
-        with self._lock:
-            control, self._control = self._control, None
-            process = self._taken()
-            if control and process:
-                control.close()
-                process.wait()
-
-    def _close(self) -> None:
-        control, self._control = self._control, None
-        process = self._taken()
-        if control:
-            control.close()
-        if process:
-            process.kill()
-            process.wait()
-
-    def _taken(self) -> subprocess.Popen[bytes] | None:
-        """Hand over the process that is to end; its CPU time is kept."""
-        process, seconds = self._process, self.cpu_seconds()
-        self._process = None
-        _spent.add(seconds)
-        return process
-
-
-_server = _Server()
-
-
-def ahead(kind: int = limits.ANY) -> None:
+def ahead(kind: int = limits.ANY, *, fork: bool = False) -> None:
     """
     Start the forkserver now, so that it is ready when everything else is loaded.
 
     Files get children of *kind*, ``limits.ANY`` or ``limits.READS``, until they need another.
+    *fork* as of :meth:`Server.start`.
     """
     _Usual.kind = kind
-    _server.start()
+    _server.start(fork=fork)
 
 
 def stop() -> None:
     """End the forkserver, and with it all its children; the next file starts another."""
     _server.stop()
-
-
-def _paths() -> list[str]:
-    """Folders of this package, and of the packages that the child imports."""
-    folders = {str(Path(__file__).parents[2])}
-    for name in ("capstone", "elftools"):
-        found = find_spec(name)
-        if found and found.origin:
-            folders.add(str(Path(found.origin).parents[1]))
-    return sorted(folders)
 
 
 class Parser:
@@ -335,7 +215,7 @@ class Parser:
                 channel.settimeout(self._patience)
                 wire.send(channel, (question, arguments), fds)
                 answer = wire.receive(channel, time.monotonic() + self._patience)
-                self._charge(_cpu_of(self._pid))
+                self._charge(cpu_of(self._pid))
             except TimeoutError:
                 raise self._refuse(
                     f"no answer within {self._patience:g} s", lasting=False
@@ -385,7 +265,7 @@ class Parser:
     def _end(self) -> int | None:
         if self._channel is None:
             return None
-        used = _cpu_of(self._pid)
+        used = cpu_of(self._pid)
         self._channel.close()
         self._channel = None
         status = _server.end(self._number)
@@ -400,14 +280,6 @@ class Parser:
         _used.seconds += more
         _spent.add(more)
         self._charged = used
-
-
-def _cpu_of(pid: int) -> float | None:
-    """CPU time of another process; None if it has ended."""
-    try:
-        return time.clock_gettime(~pid << 3 | _SCHEDULED)
-    except OSError:
-        return None
 
 
 def _left(status: int) -> bool:

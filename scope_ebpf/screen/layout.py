@@ -7,7 +7,6 @@ Figures are shown whole or not at all: names are cut first, then whole columns g
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from scope_ebpf.screen.cells import padded, width
@@ -30,8 +29,7 @@ class Span(NamedTuple):
 Line = list[Span]
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(NamedTuple):
     """One column of a table."""
 
     heading: str

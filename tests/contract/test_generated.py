@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,29 @@ def test_the_generated_files_are_what_the_description_says():
         [sys.executable, str(GENERATE), "--check"], capture_output=True, text=True
     )
     assert (0, "") == (done.returncode, done.stderr)
+
+
+def test_layouts_are_read_as_they_are_written(tmp_path: Path):
+    """
+    The JSON that commands read has what the TOML of each layout says; what differs is named.
+    """
+    command = [sys.executable, str(ROOT / "packaging/pack_data.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (0, "") == (done.returncode, done.stderr)
+    layouts = sorted((ROOT / "scope_ebpf/beam/layouts").glob("otp-*.toml"))
+    for path in layouts:
+        assert tomllib.loads(path.read_text()) == json.loads(path.with_suffix(".json").read_text())
+    (tmp_path / "packaging").mkdir()
+    copy = tmp_path / "packaging/pack_data.py"
+    copy.write_text((ROOT / "packaging/pack_data.py").read_text())
+    stale = tmp_path / "scope_ebpf/beam/layouts/otp-25.toml"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("field = 23\n")
+    stale.with_suffix(".json").write_text('{"field":24}\n')
+    command[1] = str(copy)
+    done = subprocess.run(command, capture_output=True, text=True)
+    expected = f"{stale.with_suffix('.json')} is not what otp-25.toml says: run `make generate`\n"
+    assert (1, expected) == (done.returncode, done.stderr)
 
 
 def test_a_stale_file_is_found(generate, tmp_path: Path, monkeypatch, capsys):

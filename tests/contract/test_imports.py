@@ -26,6 +26,7 @@ MAY = {
     "errors": set(),
     "schema": set(),
     "events": {"schema"},
+    "numpy_start": set(),
     "output": {"pipes"},
     "pipes": set(),
     "plain": set(),
@@ -75,8 +76,8 @@ MAY = {
     # Options, one call, one print.
     "cli": {
         *("arrays", "attach", "beam", "capture", "cgroups", "daemon", "errors", "events", "kernel"),
-        *("mcp", "output", "pipes", "planning", "results", "runs", "sandbox", "screen", "sessions"),
-        *("sinks", "suggestions", "units", "user_probes"),
+        *("mcp", "numpy_start", "output", "pipes", "planning", "results", "runs", "sandbox"),
+        *("screen", "sessions", "sinks", "suggestions", "units", "user_probes"),
     },
 }
 

@@ -5,7 +5,6 @@ Layouts that have drifted: every figure is refused or right, on a VM that stands
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections import defaultdict
 from dataclasses import replace
@@ -97,7 +96,7 @@ def drifted(layout: Layout, struct: str, field: str, by: int) -> Layout:
             moved[name] = offset + by
     if (aligned := ALIGNED.get(struct)) is not None:
         structs[aligned]["sizeof"] = (moved["sizeof"] + 63) // 64 * 64
-    return replace(layout, structs=structs)
+    return layout._replace(structs=structs)
 
 
 def _counters(target: Beam) -> dict[str, Any]:
@@ -118,7 +117,7 @@ def _allocators(target: Beam) -> dict[str, Any]:
 
 
 def _connections(target: Beam) -> dict[str, Any]:
-    return dataclasses.asdict(ConnectionReader(target).read())
+    return ConnectionReader(target).read()._asdict()
 
 
 def _processes(target: Beam) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import struct
 import sys
 import tracemalloc
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -212,7 +211,7 @@ def test_a_layout_that_does_not_fit_is_refused_by_the_name_of_the_check(field: s
     image = make(8)
     structs = {**image.layout.structs, "Process": dict(image.layout.structs["Process"])}
     structs["Process"][field] += 8
-    image.layout = replace(image.layout, structs=structs)
+    image.layout = image.layout._replace(structs=structs)
     with pytest.raises(ReadRefusedError, match=f"{check}.* of 8 processes"):
         view(image)
 

@@ -5,7 +5,6 @@ When a run ends by itself because it costs too much, and what is said of that be
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from operator import mul
 
@@ -133,7 +132,7 @@ def test_a_forecast_of_a_short_look_leans_on_the_long_one():
     half.
     """
     alone, hooked, truth = spans(5_000, 40e-6, seen=300)
-    hooked = replace(hooked, used=hooked.used * 2)
+    hooked = hooked._replace(used=hooked.used * 2)
     assert truth * 3 / 4 == pytest.approx(expected(alone, hooked).share)
 
 
@@ -160,7 +159,7 @@ def test_a_hit_cost_that_is_too_high_makes_no_share_above_one():
     Hits that seem to take more than the CPU that was used take all of it at most.
     """
     alone, hooked, _ = spans(5_000, 1e-6, seen=500)
-    found = expected(alone, replace(hooked, cost=hooked.used * 2))
+    found = expected(alone, hooked._replace(cost=hooked.used * 2))
     assert found.share <= 1
 
 

@@ -12,7 +12,6 @@ import random
 import shutil
 import subprocess
 import threading
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -408,7 +407,7 @@ def test_only_the_functions_that_were_compared_are_proven(own_folders):
     What another process has kept meanwhile is not proven by a run that used other places.
     """
     used = Functions("f" * 8, "r", "reference", True, {"erts_schedule": Place(4096, 23)})
-    assert memory.keep(replace(used, places={"erts_schedule": Place(8192, 23)}))
+    assert memory.keep(used._replace(places={"erts_schedule": Place(8192, 23)}))
     hidden = Hidden(used)
     prove(hidden, {"schedule"})
     assert {"schedule"} == hidden.proven

@@ -5,7 +5,6 @@ Layouts by version: which range describes a VM, and what happens to a version th
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import combinations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -177,4 +176,4 @@ def test_a_version_that_is_described_is_not_searched_for(monkeypatch: pytest.Mon
     """
     monkeypatch.setattr(live, "_CHECKS", (lambda _: pytest.fail("checked"),))
     base = layouts.load(25, usdt=False, interpreter=False)
-    assert replace(base) == live.layout_for(target("25", "13.1.4"))
+    assert base._replace() == live.layout_for(target("25", "13.1.4"))

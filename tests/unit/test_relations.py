@@ -31,9 +31,9 @@ GOOD = MemoryUse(100, 60, 50, 10, 10, 5)
     ("use", "errors"),
     [
         (GOOD, []),
-        (replace(GOOD, processes_used=61), ["processes_used 61 is more than processes 60"]),
-        (replace(GOOD, processes=101), ["processes 101 is more than total 100", "system is -1"]),
-        (replace(GOOD, ets=-4656), ["ets is -4,656"]),
+        (GOOD._replace(processes_used=61), ["processes_used 61 is more than processes 60"]),
+        (GOOD._replace(processes=101), ["processes 101 is more than total 100", "system is -1"]),
+        (GOOD._replace(ets=-4656), ["ets is -4,656"]),
         (MemoryUse(None, 60, 50, 10, None, None), []),
     ],
 )
@@ -64,11 +64,11 @@ def test_a_table_may_be_counted_above_its_limit_by_its_schedulers():
     counters, limits = whole.counters, whole.limits
     ahead = sum(counters.schedulers)
     for name in ("processes", "ports"):
-        full = replace(counters, **{name: getattr(limits, name) + ahead})
+        full = counters._replace(**{name: getattr(limits, name) + ahead})
         assert [] == relations.of_counters(full, limits)
-        above = replace(counters, **{name: getattr(limits, name) + ahead + 23})
+        above = counters._replace(**{name: getattr(limits, name) + ahead + 23})
         assert 1 == len(relations.of_counters(above, limits))
-    atoms = replace(counters, atoms=limits.atoms + 1)
+    atoms = counters._replace(atoms=limits.atoms + 1)
     assert 1 == len(relations.of_counters(atoms, limits))
 
 
@@ -78,9 +78,9 @@ def test_what_cannot_be_of_a_reading_is_left_out_and_named():
     """
     whole = reading()
     assert (whole, {}) == relations.checked(whole)
-    counters = replace(whole.counters, atoms=whole.limits.atoms + 1)
+    counters = whole.counters._replace(atoms=whole.limits.atoms + 1)
     taken = replace(whole.snapshot, memories=[Top(1, whole.snapshot.memory + 1)])
-    allocators = AllocatorReading((), replace(GOOD, processes_used=61))
+    allocators = AllocatorReading((), GOOD._replace(processes_used=61))
     memory = replace(whole.memory, allocators=allocators, connections=Connections((0, 0), 5, 1))
     name, event = next(iter(whole.events.items()))
     events = whole.events | {name: replace(event, totals=-np.ones_like(event.totals))}

@@ -29,6 +29,7 @@ from scope_ebpf.beam.elf.binary import Binary
 from scope_ebpf.errors import RefusedFileError
 from scope_ebpf.sandbox import answers, child, client, limits
 from scope_ebpf.sandbox.confine import confine
+from scope_ebpf.sandbox.forkserver import Server
 from scope_ebpf.sandbox.questions import Questions
 from scope_ebpf.sandbox.refusals import Refusals, key_of
 
@@ -165,6 +166,55 @@ def test_a_confined_process_has_a_user_of_its_own(good: Path):
     assert not {"0", "65534"} & {*seen[0], *seen[1]}
 
 
+#: A command that forks the server: it prints the pids of server and child, and of what it reads.
+FORKS = """
+import os, signal, sys
+from pathlib import Path
+from scope_ebpf.sandbox import client
+signal.signal(signal.SIGTERM, lambda *_: None)
+secret = os.open("/etc/hostname", os.O_RDONLY)
+client.ahead(fork=True)
+from scope_ebpf.beam.elf.binary import Binary
+binary = Binary.open(Path(sys.argv[1]))
+print(client.server_pid(), binary._parser._pid, flush=True)
+sys.stdin.read()
+assert 0x1000 == binary.symbol("only").address
+"""
+
+
+def test_a_server_that_is_forked_is_as_one_that_starts_anew(good: Path):
+    """
+    No file, handler or environment of the command, a session of its own; the child is confined.
+    """
+    require(os.geteuid() == 0, "looking into another user's process takes root")
+    command = [sys.executable, "-c", FORKS, str(good)]
+    secret = {**os.environ, "SECRET": "twenty-three"}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=secret
+    ) as parent:
+        server, child = (Path(f"/proc/{int(p)}") for p in parent.stdout.readline().split())
+        for folder, files in ((server, ["socket"]), (child, [str(good), "socket"])):
+            held = [str(fd.readlink()).partition(":")[0] for fd in (folder / "fd").iterdir()]
+            assert ["/dev/null"] * 3 + files == sorted(held)
+            assert b"" == (folder / "environ").read_bytes().strip(b"\0")
+            assert Path("/") == (folder / "cwd").readlink()
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            assert server.name == fields[3]
+        lines = (server / "status").read_text().splitlines()
+        facts = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        assert 0 == int(facts["SigCgt"], 16) & 1 << signal.SIGTERM - 1
+        assert 0 == int(facts["SigBlk"], 16)
+        lines = (child / "status").read_text().splitlines()
+        facts = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        assert ("1", "2", 0) == (facts["NoNewPrivs"], facts["Seccomp"], int(facts["CapEff"], 16))
+        assert not {"0", "65534"} & {*facts["Uid"].split()}
+        watch = os.pidfd_open(int(server.name))
+        parent.stdin.close()
+        assert 0 == parent.wait()
+        _readable(watch)  # it ends with the command
+        os.close(watch)
+
+
 def test_a_child_holds_the_file_and_its_channel(good: Path):
     """
     Of its parent's files none is there, secrets and sockets among them; nor is its environment.
@@ -291,9 +341,10 @@ def test_all_that_parses_is_counted_once(good: Path, monkeypatch: pytest.MonkeyP
     """
     What this thread and another one had parsed, and what forks; no less once that has ended.
     """
-    server = client._Server()
+    spent = client._Spent()
+    server = Server(spent.add)
     monkeypatch.setattr(client, "_server", server)
-    monkeypatch.setattr(client, "_spent", client._Spent())
+    monkeypatch.setattr(client, "_spent", spent)
     before = client.cpu_seconds()
     binary = Binary.open(good)
     others = []

@@ -9,8 +9,7 @@ size means a signed value and the operand is AT&T assembly.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from scope_ebpf.sandbox.registers import REGISTERS
 
@@ -29,8 +28,7 @@ class ArgumentError(ValueError):
     """An operand has an unknown form."""
 
 
-@dataclass(frozen=True, slots=True)
-class Argument:
+class Argument(NamedTuple):
     """
     One argument of a site.
 

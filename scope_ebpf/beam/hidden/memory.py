@@ -11,9 +11,8 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scope_ebpf import events
 from scope_ebpf.beam.hidden.reference import WANTED
@@ -28,8 +27,7 @@ _MOST, _ENTRIES = 1 << 16, 256
 DEBUG_FILE = "debug file"
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Start and size of a function, its score, and the distance to the next best; 0 to 1."""
 
     start: int
@@ -38,8 +36,7 @@ class Place:
     margin: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Functions:
+class Functions(NamedTuple):
     """
     The functions that were found in one file.
 
@@ -129,7 +126,7 @@ def add_proven(used: Functions, proven: set[str], where: Path | None = None) -> 
         return
     if not proven <= set(found.proven):
         with suppress(OSError):
-            keep(replace(found, proven=tuple(sorted({*found.proven, *proven}))), where)
+            keep(found._replace(proven=tuple(sorted({*found.proven, *proven}))), where)
 
 
 def _checked(found: Any) -> Functions:

@@ -13,9 +13,8 @@ import gzip
 import json
 import re
 import zlib
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from scope_ebpf import events
 from scope_ebpf.errors import RefusedFileError
@@ -45,8 +44,7 @@ class BadReferenceError(RefusedFileError):
     """The file is no reference, or not one that can be used."""
 
 
-@dataclass(frozen=True, slots=True)
-class Build:
+class Build(NamedTuple):
     """The build that a reference was made of."""
 
     #: The release as OTP_VERSION has it ("29.1.2"), or the major one, and the version of ERTS.
@@ -68,8 +66,7 @@ class Build:
         return f"OTP {self.otp} (erts {self.erts}, {self.flavor}, {self.machine}{compiler})"
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(NamedTuple):
     """
     One reference.
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from scope_ebpf.beam.hidden.reference import (
     MAX_PACKED,
@@ -35,8 +35,7 @@ _NAME = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A file on the shelf, and the build that its name states."""
 
     path: Path

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Where the fields of the VM's structs lie: data, one file per OTP release.
+Where the fields of the VM's structs lie: data, one file per OTP release (``otp-NN.toml``, which
+``packaging/pack_data.py`` makes JSON of).
 
 A file describes one version of ERTS, and as overlays what is different in others of its
 release. A layout is an assumption about a foreign binary. It is checked against the
@@ -12,12 +13,11 @@ running VM before anything that was read with it is used.
 
 from __future__ import annotations
 
+import json
 import re
-import tomllib
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scope_ebpf.errors import ReadRefusedError
 
@@ -43,8 +43,7 @@ SIZE_CHECKS = (
 Version = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(NamedTuple):
     """
     Differences of releases besides offsets.
 
@@ -62,8 +61,7 @@ class Facts:
     dist_port_monitors: bool
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """
     Offsets and sizes in bytes, of one kind of build of the versions of ERTS from *first* to *last*.
 
@@ -111,8 +109,8 @@ def version(text: str) -> Version:
 @cache
 def ranges(release: int, *, usdt: bool, interpreter: bool) -> tuple[Layout, ...]:
     """Read all layouts of one release and build from its file, the one of its tag first."""
-    file = Path(__file__).with_name(f"otp-{release}.toml")
-    data = tomllib.loads(file.read_text("utf-8"))
+    file = Path(__file__).with_name(f"otp-{release}.json")
+    data = json.loads(file.read_bytes())
     builds = ["usdt"] * usdt + ["emu"] * interpreter
     name = ", ".join(("interpreter" if interpreter else "JIT", "USDT" if usdt else "no USDT"))
     base: dict[str, Any] = {"facts": data["facts"]}

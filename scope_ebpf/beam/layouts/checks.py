@@ -73,6 +73,8 @@ _TEXT, _DELETE = 16, 0x7F
 _found: WeakKeyDictionary[Memory, tuple[Layout, dict[str, NDArray[np.uint64]]]] = (
     WeakKeyDictionary()
 )
+#: With which layout the tables of a VM counted what is in them.
+_counted: WeakKeyDictionary[Memory, Layout] = WeakKeyDictionary()
 
 
 def schedulers(target: Target) -> dict[str, NDArray[np.uint64]]:
@@ -392,10 +394,15 @@ def port_addresses(target: Target, most: int) -> NDArray[np.uint64]:
 def check_counts(target: Target) -> None:
     """
     The last atom that is counted is one, and the table of processes counts those that are in it.
+
+    Passed once for each VM and layout, as :func:`schedulers`.
     """
+    if _counted.get(target.memory) is target.layout:
+        return
     atoms = Atoms(target)
     try:
         atoms.text_at(len(atoms) - 1)
     except ReadRefusedError:
         raise refused(target, "the last of its atoms is one", "its tables are") from None
     check_rows(target)
+    _counted[target.memory] = target.layout

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from scope_ebpf.beam.layouts import SIZE_CHECKS, nearest, ranges, version
@@ -78,7 +77,7 @@ def _only_one(target: Target, layouts: tuple[Layout, ...]) -> Layout:
         except ReadRefusedError as error:
             failed.append(str(error))
             continue
-        passed.append(replace(layout, exact=False))
+        passed.append(layout._replace(exact=False))
     if len(passed) == 1:
         return passed[0]
     here = f"process {target.pid} runs ERTS {target.erts_version}, which no layout describes, and"

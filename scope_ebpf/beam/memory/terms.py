@@ -8,8 +8,7 @@ for pids and ports, whose bits moved in OTP 26 (erl_ptab.h).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -66,8 +65,7 @@ def small(term: int) -> int:
     return ((term & 0xFFFFFFFFFFFFFFFF) ^ (1 << 63)) - (1 << 63) >> 4
 
 
-@dataclass(frozen=True, slots=True)
-class Shuffle:
+class Shuffle(NamedTuple):
     """How OTP 26 and later spread a table index over the bits of an identifier."""
 
     mask: int

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -55,8 +54,7 @@ _WORD = 8
 _LOOK = 0.008
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """Totals of the last round of a sweep, updated at each turn."""
 
     #: Processes that the table counts.

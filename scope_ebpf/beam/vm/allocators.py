@@ -15,7 +15,6 @@ them are of one moment only while the VM is quiet, as those of ``erlang:memory/0
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -82,8 +81,7 @@ class Allocator(NamedTuple):
     kinds: dict[str, tuple[int, int]]
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryUse:
+class MemoryUse(NamedTuple):
     """
     Bytes, in the words of ``erlang:memory/0``; what cannot be had exactly is None.
 
@@ -106,8 +104,7 @@ class MemoryUse:
         return self.total - self.processes
 
 
-@dataclass(frozen=True, slots=True)
-class AllocatorReading:
+class AllocatorReading(NamedTuple):
     """
     All allocators at one moment, in the order of the VM.
 

@@ -13,8 +13,7 @@ not connected any more, or does not read as one, is left out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from scope_ebpf.beam.layouts.checks import check_entry
 from scope_ebpf.beam.memory.terms import ATOM_MASK, ATOM_TAG
@@ -43,8 +42,7 @@ _WIDTHS = {"state": 4, "qflgs": 4, "creation": 4, "connection_id": 4}
 _ONWARD = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Connections:
+class Connections(NamedTuple):
     """Connections to other nodes, those that are being made included."""
 
     #: Connected nodes, by :data:`TYPES`.

@@ -10,7 +10,6 @@ ErtsSchedulerData_, ErtsSchedulerSleepInfo), erl_ptab.h (ErtsPTab), index.h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -37,8 +36,7 @@ _TAKEN = 4
 _WORD, _INT = (1 << 64) - 1, (1 << 32) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
+class Counters(NamedTuple):
     """
     One reading of the counters that the VM keeps itself.
 

@@ -12,9 +12,8 @@ from __future__ import annotations
 import random
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
@@ -40,8 +39,7 @@ _MOST = 200_000
 _COUNTED = ("reductions", "context_switches", "spawned", "collections", "bytes_in", "bytes_out")
 
 
-@dataclass(frozen=True, slots=True)
-class Mailbox:
+class Mailbox(NamedTuple):
     """The longest mailbox of those that were read."""
 
     #: Pid of its owner.
@@ -53,8 +51,7 @@ class Mailbox:
     seen: int
 
 
-@dataclass(frozen=True, slots=True)
-class VmState:
+class VmState(NamedTuple):
     """A VM over some time; None for what could not be read."""
 
     #: Share of the time in which the online schedulers of a kind worked.

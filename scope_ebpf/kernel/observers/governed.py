@@ -11,8 +11,7 @@ out.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -33,8 +32,7 @@ if TYPE_CHECKING:
     from scope_ebpf.kernel.observers.program_pool import ProgramPool
 
 
-@dataclass(frozen=True, slots=True)
-class WindowBounds:
+class WindowBounds(NamedTuple):
     """
     The first and the last hit of a window of an event.
 

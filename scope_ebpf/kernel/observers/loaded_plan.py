@@ -8,8 +8,7 @@ The programs of a plan, loaded for one target, and what they count; no hook is a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -52,8 +51,7 @@ _FORMS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """A hook that could not be attached: its ``attachment``, and the kernel's ``reason``."""
 
     attachment: Attachment
