@@ -3,7 +3,7 @@
 What a look at the links of a node costs: CPU of this host, with few peers and with 500. And what
 the daemon's hooks cost a node that does nothing but talk to another one, and what they lose.
 
-    sudo .venv/bin/python bench/links.py [--looks 20] [--seconds 20] [--kinds stock25 trixie27 sid29]
+    sudo .venv/bin/python bench/links.py [--looks 20] [--seconds 20] [--kinds stock25 ...]
 
 The 500 peers are of one process that shakes hands as nodes do, on loopback.
 """
@@ -80,7 +80,9 @@ def hooks(kind: str, seconds: float) -> None:
         beams_run.dist_pair(kind) as (watched, _),
         daemon(Path(folder), CONFIG) as running,
     ):
-        running.until_observed(watched.pid, "beam_node_down_total")
+        running.until_observed(watched.pid)
+        while not _is_counted(running.page()):
+            time.sleep(0.2)
         watched.plant(f"drops {DROPS}")
         before, began, sent = running.page(), time.monotonic(), 0
         while time.monotonic() - began < seconds:
@@ -98,6 +100,12 @@ def hooks(kind: str, seconds: float) -> None:
         f"{kind}: {sent:,} messages to the other node, hooks took {spent / used:.2%} of the node's "
         f"CPU (budget {budget:.1%}), lost {lost:.0f}; {downs:.0f} of {DROPS} lost connections"
     )
+
+
+def _is_counted(page: str) -> bool:
+    """Whether the hook of lost connections is in."""
+    ratios = [x for x in page.splitlines() if x.startswith("scope_ebpf_sampling_ratio{")]
+    return any(float(x.split()[-1]) > 0 for x in ratios if 'hook="dist_down"' in x)
 
 
 def main() -> None:
