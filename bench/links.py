@@ -3,7 +3,7 @@
 What a look at the links of a node costs: CPU of this host, with few peers and with 500. And what
 the daemon's hooks cost a node that does nothing but talk to another one, and what they lose.
 
-    sudo .venv/bin/python bench/links.py [--looks 20] [--seconds 20] [--kinds stock25 ...]
+    sudo .venv/bin/python bench/links.py [--looks 20] [--seconds 60] [--kinds stock25 ...]
 
 The 500 peers are of one process that shakes hands as nodes do, on loopback.
 """
@@ -95,10 +95,11 @@ def hooks(kind: str, seconds: float) -> None:
     )
     downs = sum(float(x.split()[-1]) for x in page.splitlines() if x.startswith("beam_node_down_"))
     lost = value(page, "scope_ebpf_events_lost_total")
-    budget = value(page, "scope_ebpf_budget_ratio")
+    budget, ratio = (value(page, f"scope_ebpf_{name}_ratio") for name in ("budget", "overhead"))
     print(
-        f"{kind}: {sent:,} messages to the other node, hooks took {spent / used:.2%} of the node's "
-        f"CPU (budget {budget:.1%}), lost {lost:.0f}; {downs:.0f} of {DROPS} lost connections"
+        f"{kind}: {sent:,} messages to the other node, hooks took {spent:.3f} s beside the node's "
+        f"{used:.1f} s of CPU, {ratio:.2%} in the last minute (budget {budget:.1%}), "
+        f"lost {lost:.0f}; {downs:.0f} of {DROPS} lost connections"
     )
 
 
@@ -112,7 +113,7 @@ def main() -> None:
     """Measure each kind of VM."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--looks", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--kinds", nargs="+", default=["stock25", "trixie27", "sid29"])
     arguments = parser.parse_args()
     for kind in arguments.kinds:
