@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What a look at the links of a node costs: CPU of this host, with few peers and with 500.
+What a look at the links of a node costs: CPU of this host, with few peers and with 500. And what
+the daemon's hooks cost a node that does nothing but talk to another one, and what they lose.
 
-    sudo .venv/bin/python bench/links.py [--looks 20] [--kinds stock25 trixie27 sid29]
+    sudo .venv/bin/python bench/links.py [--looks 20] [--seconds 60] [--kinds stock25 ...]
 
-The peers are of one process that shakes hands as nodes do, on loopback.
+The 500 peers are of one process that shakes hands as nodes do, on loopback.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import beams_run
+from daemon_run import daemon, value
 from fake_peers import fake_peers
 
 from scope_ebpf.beam.processes.table import ALL
@@ -28,6 +31,9 @@ from scope_ebpf.daemon.readings.memory import Readers
 from scope_ebpf.runs.links import Looking
 
 PEERS = 500
+#: Messages to the other node at once, and connections that are cut off.
+MESSAGES, DROPS = 10_000, 23
+CONFIG = 'scan_interval = "200ms"\nmin_age = 0\ninclude_nodes = ["^watched@127.0.0.1$"]\n'
 
 
 def looks(pid: int, count: int) -> tuple[int, float, float]:
@@ -67,14 +73,53 @@ def _line(kind: str, pid: int, count: int) -> None:
     )
 
 
+def hooks(kind: str, seconds: float) -> None:
+    """Print what the daemon's hooks take of the CPU of a node that sends all the time, and lose."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        beams_run.dist_pair(kind) as (watched, _),
+        daemon(Path(folder), CONFIG) as running,
+    ):
+        running.until_observed(watched.pid)
+        while not _is_counted(running.page()):
+            time.sleep(0.2)
+        watched.plant(f"drops {DROPS}")
+        before, began, sent = running.page(), time.monotonic(), 0
+        while time.monotonic() - began < seconds:
+            sent += watched.plant(f"remote {MESSAGES}")
+        time.sleep(5)  # a tick of the daemon is due at the latest
+        page = running.page()
+    used, spent = (
+        value(page, name) - value(before, name)
+        for name in ("beam_cpu_seconds_total", "scope_ebpf_hook_cpu_seconds_total")
+    )
+    downs = sum(float(x.split()[-1]) for x in page.splitlines() if x.startswith("beam_node_down_"))
+    lost = value(page, "scope_ebpf_events_lost_total")
+    budget, ratio = (value(page, f"scope_ebpf_{name}_ratio") for name in ("budget", "overhead"))
+    print(
+        f"{kind}: {sent:,} messages to the other node, hooks took {spent:.3f} s beside the node's "
+        f"{used:.1f} s of CPU, {ratio:.2%} in the last minute (budget {budget:.1%}), "
+        f"lost {lost:.0f}; {downs:.0f} of {DROPS} lost connections"
+    )
+
+
+def _is_counted(page: str) -> bool:
+    """Whether the hook of lost connections is in."""
+    ratios = [x for x in page.splitlines() if x.startswith("scope_ebpf_sampling_ratio{")]
+    return any(float(x.split()[-1]) > 0 for x in ratios if 'hook="dist_down"' in x)
+
+
 def main() -> None:
     """Measure each kind of VM."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--looks", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--kinds", nargs="+", default=["stock25", "trixie27", "sid29"])
     arguments = parser.parse_args()
     for kind in arguments.kinds:
-        measure(kind, arguments.looks)
+        if arguments.looks:
+            measure(kind, arguments.looks)
+        hooks(kind, arguments.seconds)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 /*
  * dist: connections to other nodes.
  *
- * Hooks:  erts_suspend, erts_resume_processes, erts_dist_command, dist_ctrl_get_data_1;
- *         or erlang:dist__output, dist__outputv
+ * Hooks:  erts_suspend, erts_resume_processes, erts_dist_command, dist_ctrl_get_data_1,
+ *         erts_do_net_exits; or erlang:dist__output, dist__outputv
  * Counts: dist_busy, and how long processes were suspended; dist_output by port and process (a
- *         connection that a process controls, as with TLS)
- * Emits:  dist_busy, dist_output
+ *         connection that a process controls, as with TLS); dist_down, by symbol also by peer and
+ *         reason
+ * Emits:  dist_busy, dist_output, dist_down
  */
+#include "terms.bpf.h"
 #include "usdt.bpf.h"
 
 /* Since when each process is suspended. LRU: one that is killed meanwhile is never resumed. */
@@ -129,6 +131,53 @@ int BPF_KPROBE(dist_output_usdt)
 	if (!enter_program(PROGRAM_DIST_OUTPUT_USDT, &tid))
 		return 0;
 	return count_output(DIST_OUTPUT_PORT, FLAG_TEXT_PID, tid, 0, 0);
+}
+
+/* Connections that were lost, by peer and reason; those that find no room are failures. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 256);
+	__type(key, struct node_down);
+	__type(value, __u64);
+} downs SEC(".maps");
+
+static __noinline int count_down(__u64 peer, __u64 reason)
+{
+	struct node_down down = {.peer = peer >> 6, .reason = reason >> 6};
+	__u64 one = 1, *count = bpf_map_lookup_elem(&downs, &down);
+
+	if (!count && !bpf_map_update_elem(&downs, &down, &one, BPF_NOEXIST))
+		return 0;
+	if (!count) /* another CPU was first, or there is no room */
+		count = bpf_map_lookup_elem(&downs, &down);
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	else
+		count_failure(KIND_DIST_DOWN);
+	return 0;
+}
+
+/* A connection that was made has ended. */
+SEC("uprobe")
+int BPF_KPROBE(dist_node_down, __u64 entry, __u64 reason)
+{
+	struct dist_down_record *down;
+	__u64 peer;
+	__u32 tid;
+
+	if (!enter_program(PROGRAM_DIST_NODE_DOWN, &tid))
+		return 0;
+	count_event(KIND_DIST_DOWN, 0);
+	peer = vm_word(KIND_DIST_DOWN, entry, settings.dist_sysname);
+	reason = is_atom(reason) ? reason : 0;
+	count_down(peer, reason);
+	down = reserve_record(KIND_DIST_DOWN, 0, 0, tid, 0);
+	if (down) {
+		down->peer = peer;
+		down->reason = reason;
+		submit_record(down);
+	}
+	return 0;
 }
 
 char LICENSE[] SEC("license") = "GPL";

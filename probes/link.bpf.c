@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * link: packets of connections to other nodes, and how connections end.
+ * link: packets of connections to other nodes.
  *
- * Hooks:  erts_encode_ext_dist_header_finalize, erts_net_message, erts_do_net_exits
- * Counts: dist_out by what is in a packet, dist_in by packet and tick, dist_down
- * Emits:  dist_out, dist_in, dist_down
+ * Hooks:  erts_encode_ext_dist_header_finalize, erts_net_message
+ * Counts: dist_out by what is in a packet, dist_in by packet and tick
+ * Emits:  dist_out, dist_in
  *
  * Both functions run once for each packet, in the order of the connection and with its port
  * locked, or in the one process that controls it (OTP-25.2.3 and 27.3.4.1 dist.c). So the packets
@@ -412,25 +412,6 @@ int BPF_KPROBE(dist_packet_in, __u64 port, __u64 entry, __u64 id)
 	in->check = check_of(KIND_DIST_IN, place + length, length);
 	in->connection = id;
 	submit_record(in);
-	return 0;
-}
-
-/* A connection that was made has ended. */
-SEC("uprobe")
-int BPF_KPROBE(dist_node_down, __u64 entry, __u64 reason)
-{
-	struct dist_down_record *down;
-	__u32 tid;
-
-	if (!enter_program(PROGRAM_DIST_NODE_DOWN, &tid))
-		return 0;
-	count_event(KIND_DIST_DOWN, 0);
-	down = reserve_record(KIND_DIST_DOWN, 0, 0, tid, 0);
-	if (down) {
-		down->peer = vm_word(KIND_DIST_DOWN, entry, settings.dist_sysname);
-		down->reason = is_atom(reason) ? reason : 0;
-		submit_record(down);
-	}
 	return 0;
 }
 

@@ -460,6 +460,12 @@ CRASH = np.dtype([
     ("class", "<u4"),
 ])
 
+#: What lost connections that are counted together have in common: atoms by their index, 0 for none.
+NODE_DOWN = np.dtype([
+    ("peer", "<u4"),
+    ("reason", "<u4"),
+])
+
 #: How often the hooks of one kind may still be hit before the programs stop counting.
 QUOTA = np.dtype([
     ("limited", "<u8"),
@@ -1054,7 +1060,7 @@ VARIANTS = (
     Variant('dist_in', 'symbol', 'link', on_request='a hit for each packet of another node, for `record` and `merge`', needs=('dist_sysname',), hooks=(
         Hook('dist_packet_in', 'erts_net_message'),
     )),
-    Variant('dist_down', 'symbol', 'link', on_request='it is for `record` and `merge`; the daemon reads the state of connections from memory', needs=('dist_sysname',), hooks=(
+    Variant('dist_down', 'symbol', 'dist', needs=('dist_sysname',), hooks=(
         Hook('dist_node_down', 'erts_do_net_exits'),
     )),
 )

@@ -208,6 +208,23 @@ _PEERS = Row(
             width=24,
             columns=(("node", "node"), ("instance", "host"), ("peer", "peer")),
         ),
+        Panel(
+            "Connections lost, by peer and reason",
+            "short",
+            "Connections that ended, with the reason that the node itself gives; ten pairs of a node "
+            "have a name, the rest is `other`.",
+            "net_tick_timeout: nothing came for net_ticktime, so the network was cut, or the other "
+            "VM did not run. connection_closed: the other node ended, or closed it.",
+            (
+                Query(
+                    """clamp_min(sum by (peer, reason) (beam_node_down_total{HERE})
+                        - (sum by (peer, reason) (beam_node_down_total{HERE} offset RATE)
+                            or 0 * sum by (peer, reason) (beam_node_down_total{HERE})), 0)""",
+                    "{{peer}} {{reason}}",
+                ),
+            ),
+            width=24,
+        ),
     ),
 )
 

@@ -539,6 +539,12 @@ struct crash {
 	__u32 class; /* of the exit */
 };
 
+/* What lost connections that are counted together have in common: atoms by their index, 0 for none. */
+struct node_down {
+	__u32 peer; /* the other node, atom_index */
+	__u32 reason; /* as in the record, atom_index */
+};
+
 /* How often the hooks of one kind may still be hit before the programs stop counting. */
 struct quota {
 	__u64 limited; /* 0: there is no limit, and the rest means nothing */

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 #: Events that are recorded by default: those of a trace, the threads that run them, and packets to
 #: and from other nodes, by which captures of several nodes are merged.
-RECORDED = (*DEFAULT_EVENTS, "thread", "dist_out", "dist_in", "dist_down")
+RECORDED = (*DEFAULT_EVENTS, "thread", "dist_out", "dist_in")
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _EXAMPLES = """\
 examples:

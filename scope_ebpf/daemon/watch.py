@@ -17,7 +17,7 @@ from scope_ebpf.beam.memory.process_memory import cpu_seconds
 from scope_ebpf.budget.governor import DAEMON_POLICY
 from scope_ebpf.cgroups import Throttling, container_and_pod, memory_limit
 from scope_ebpf.daemon.looks.owners import ROOT, Owner
-from scope_ebpf.daemon.readings.crashes import Crashes
+from scope_ebpf.daemon.readings.groups import Groups
 from scope_ebpf.daemon.readings.process import cgroup_of, read_process, user_of
 from scope_ebpf.daemon.readings.snapshots import SnapshotResults
 from scope_ebpf.daemon.telemetry_slot import TelemetrySlot
@@ -88,7 +88,7 @@ class Watch:
         self._limit, self._next_limit = memory_limit(target.pid), time.monotonic() + _LIMIT_INTERVAL
         self._info = _info(target)
         self._published = _Published()
-        self._crashes = Crashes(target, hooks.session.crashes)
+        self._groups = Groups(target, hooks.session)
         self._telemetry = TelemetrySlot(target, hooks)
         self.next_tick = self.ticked = 0.0
         #: Recent CPU of the observer for one tick, in seconds.
@@ -231,7 +231,7 @@ class Watch:
         if (now := time.monotonic()) >= self._next_limit:
             self._limit, self._next_limit = memory_limit(target.pid), now + _LIMIT_INTERVAL
         events = self.hooks.events()
-        by_symbol = "exit" in events and events["exit"].via == "symbol"
+        groups = self._groups.read(events)
         return Reading(
             node=self.node,
             info=self._info,
@@ -249,7 +249,8 @@ class Watch:
             memory_limit=self._limit,
             findings=self._published.findings,
             servers=self._published.servers,
-            crashes=self._crashes.read() if by_symbol and events["exit"].mode != "off" else None,
+            crashes=groups.crashes,
+            downs=groups.downs,
             telemetry=self._published.telemetry,
         )
 

@@ -17,6 +17,7 @@ from scope_ebpf.beam.layouts.checks import KINDS
 from scope_ebpf.beam.vm.threads import ROLES
 from scope_ebpf.metrics.catalogue import Series, catalogue
 from scope_ebpf.metrics.crashes import expose_crashes
+from scope_ebpf.metrics.downs import expose_downs
 from scope_ebpf.metrics.findings import expose_findings
 from scope_ebpf.metrics.memory import expose_memory
 from scope_ebpf.metrics.reading import SLOTS, EventReading, Reading, sum_column
@@ -70,6 +71,8 @@ def _expose_parts(page: Page, reading: Reading) -> None:
         expose_servers(page, reading.node, reading.servers)
     if reading.crashes is not None:
         expose_crashes(page, reading.node, reading.crashes)
+    if reading.downs is not None:
+        expose_downs(page, reading.node, reading.downs)
     if reading.telemetry:
         expose_telemetry(page, reading.node, reading.telemetry)
 

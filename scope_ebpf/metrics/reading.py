@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.counters import Counters, Limits
     from scope_ebpf.cgroups import MemoryLimit, Throttled
     from scope_ebpf.metrics.crashes import CrashTotal
+    from scope_ebpf.metrics.downs import DownTotal
     from scope_ebpf.metrics.findings import FindingsReading
     from scope_ebpf.metrics.servers import ServersReading
     from scope_ebpf.metrics.snapshot import SnapshotReading
@@ -181,4 +182,6 @@ class Reading:
     servers: ServersReading | None = None
     #: None where exits are not observed.
     crashes: tuple[CrashTotal, ...] | None = None
+    #: None where lost connections are not observed.
+    downs: tuple[DownTotal, ...] | None = None
     telemetry: TelemetryReading | None = None

@@ -18,6 +18,7 @@ import beams_run
 import documents
 import pytest
 from fake_peers import fake_peers
+from tracing import trace
 
 from scope_ebpf.beam.processes.table import ALL
 from scope_ebpf.beam.processes.view import Viewer
@@ -293,6 +294,7 @@ def two_hosts() -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
 def test_a_split_is_seen_from_the_network_of_the_node():
     """
     In a namespace of its own its socket is found; cut off, it is silent, and sends again and again.
+    The loss has the reason that the node gives.
     """
     ticks = ("-kernel", "net_ticktime", "8")
     with (
@@ -301,8 +303,10 @@ def test_a_split_is_seen_from_the_network_of_the_node():
             "stock25", *ticks, peer=ticks, addresses=("10.99.7.1", "10.99.7.2"), within=within
         ) as (watched, _),
         looking(watched) as look,
+        trace(watched.pid, "--stream", "--events", "dist_down", form="jsonl") as run,
     ):
         peer = "peer@10.99.7.2"
+        assert watched.ask("watch") == "done watch"
         row = look()[peer]
         assert row["tcp"]["local"].startswith("10.99.7.1:")
         assert row["tcp"]["remote"] in ss(row["tcp"]["local"], within[0])
@@ -318,8 +322,12 @@ def test_a_split_is_seen_from_the_network_of_the_node():
         )[peer]
         assert (cut["busy"], cut["suspended_total"]) == (True, 1)
         assert cut["silent_seconds"] > 0
-        gone = until(look, lambda rows: rows.get(peer, {}).get("state") != "connected")
-        assert peer not in gone or gone[peer]["state"] in ("pending", "closing")
+        loss = watched.ask("gone").split()[1:]
+        gone = look()
+        down = run.stop().lines
+        assert gone.get(peer, {"state": "closing"})["state"] in ("pending", "closing")
+    assert [peer, "net_tick_timeout"] == loss
+    assert [loss] == [[one["peer"], one["reason"]] for one in down]
 
 
 def test_a_link_by_tls_is_shown_with_its_socket(tmp_path: Path):

@@ -18,6 +18,7 @@ import beams_run
 import numpy as np
 import pytest
 from recording import record
+from test_daemon import daemon
 from test_links import known, looking, port_of, until
 from tracing import require_root, scope_trace
 
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
 PEER, FIRST, SECOND = "peer@127.0.0.2", "first@127.0.0.1", "second@127.0.0.1"
 #: A peer that is silent for 3 to 5 seconds is lost.
 TICKS = ("-kernel", "net_ticktime", "4", "logger_level", "none")
+DAEMON = """
+scan_interval = "200ms"
+min_age = 0
+include_nodes = ["^watched@127.0.0.1$"]
+budget = "20%"
+"""
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +94,12 @@ def story(
     seen = SimpleNamespace(paths=(folder / "a.scope", folder / "b.scope"), losses=[])
     with (
         beams_run.dist_pair(request.param, *TICKS, peer=TICKS) as (watched, peer),
+        daemon(DAEMON, folder) as running,
         record(watched.pid, seen.paths[0]) as one,
         record(peer.pid, seen.paths[1]) as other,
         looking(watched) as look,
     ):
+        running.until(watched.pid, lambda now: now.get(("attached", "dist_down")))
         assert watched.ask("watch") == "done watch"
         assert watched.plant("remote 31") == 31
         port = port_of(watched)
@@ -112,6 +121,9 @@ def story(
             seen.losses.append(watched.ask("gone").split()[1:])
             seen.after = look()
             one.stop()
+            seen.metrics = running.until(
+                watched.pid, lambda now: now.get(("beam_node_down_total", PEER, "net_tick_timeout"))
+            )
         finally:
             peer.thaw()
         other.stop()
@@ -188,6 +200,16 @@ def test_lost_connections_have_the_reasons_that_the_node_gives(story: SimpleName
     assert expected == story.losses
     down = table(story.paths[0], "dist_down")
     assert expected == [[row["peer"], row["reason"]] for row in down[:3]]
+
+
+def test_the_daemon_counts_lost_connections_by_peer_and_reason(story: SimpleNamespace):
+    """
+    Each has a series of its own with the node's reason, and no other reason is counted.
+    """
+    found = {key[1:]: n for key, n in story.metrics.items() if key[0] == "beam_node_down_total"}
+    seen = {tuple(loss): 1.0 for loss in story.losses}
+    assert seen == {key: number for key, number in found.items() if number}
+    assert found["other", "net_tick_timeout"] == 0
 
 
 def test_who_waits_for_a_stopped_peer_is_what_system_monitor_says(story: SimpleNamespace):

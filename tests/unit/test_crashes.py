@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from scope_ebpf import events
-from scope_ebpf.daemon.readings import crashes
+from scope_ebpf.daemon.readings import groups
 from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError
 from scope_ebpf.metrics.crashes import OTHER, CrashSums, CrashTotal
 
@@ -48,7 +48,9 @@ def test_a_label_that_nobody_may_choose_freely_is_bounded():
     assert len(reason) < 500
 
 
-def crashes_with(monkeypatch: pytest.MonkeyPatch, *answers: Exception | dict) -> crashes.Crashes:
+def crashes_with(
+    monkeypatch: pytest.MonkeyPatch, *answers: Exception | dict
+) -> groups.NamedTotals[CrashTotal]:
     """
     A VM with three crashes of one module, whose atoms give these answers one after the other.
     """
@@ -60,10 +62,11 @@ def crashes_with(monkeypatch: pytest.MonkeyPatch, *answers: Exception | dict) ->
             raise answer
         return answer
 
-    monkeypatch.setattr(crashes, "Atoms", lambda _: SimpleNamespace(texts=texts))
+    monkeypatch.setattr(groups, "Atoms", lambda _: SimpleNamespace(texts=texts))
     key = np.zeros((), events.CRASH)
     key["module"], key["reason"] = 7, 8
-    return crashes.Crashes(None, lambda: [(key, 3)])
+    rows = [(key, 3)]
+    return groups.NamedTotals(None, lambda: rows, ("module", "reason"), CrashSums().update)
 
 
 @pytest.mark.parametrize("error", [NoAnswerError("hangs"), NoSuchProcessError("ended")])

@@ -13,10 +13,10 @@ import pytest
 from capture_fixtures import END, TARGET, head
 
 from scope_ebpf import events
-from scope_ebpf.capture import cluster, frames, pairing
+from scope_ebpf.capture import cluster, frames, pairing, schema
 from scope_ebpf.capture.bounds import Bounds
 from scope_ebpf.capture.clocks import align
-from scope_ebpf.capture.merging import Link, merge, read_nodes
+from scope_ebpf.capture.merging import Link, merge, read_nodes, unrecorded
 from scope_ebpf.capture.pairing import Pairing
 from scope_ebpf.capture.reader import Capture
 from scope_ebpf.capture.store import FileStore
@@ -89,15 +89,21 @@ def packets(kind: str, numbers: range, checks: list[int]) -> np.ndarray:
     return made
 
 
-PEER = 100 << 6 | 0x0B
+PEER, RENAMED = (number << 6 | 0x0B for number in (100, 101))
+TOO_FEW = "too few packets have an end of their own"
 
 
-def capture(folder: Path, name: str, *records: np.ndarray, peer: str = "") -> Capture:
+def capture(
+    folder: Path, name: str, *records: np.ndarray, peer: str = "", renamed: str = ""
+) -> Capture:
     """
-    A capture of the node *name* with some records, one of a or b with a peer of the other name.
+    A capture of the node *name* with some records, one of a or b with a peer of the other name,
+    which may have been *renamed*.
     """
     path = folder / f"{name[0]}.scope"
     store, names = FileStore(path.open("wb", buffering=0)), Names()
+    if renamed:
+        names.atom(RENAMED, renamed)
     names.atom(PEER, peer or {"a@h": "b@h", "b@h": "a@h"}.get(name, "-"))
     writer = Writer(store, names)
     writer.head(head(target=TARGET | {"node": name}))
@@ -367,6 +373,54 @@ def test_nodes_that_never_met_are_merged_without_pairs(tmp_path: Path):
     assert 1 == sum(node.aligned for node in nodes)
 
 
+def test_two_nodes_of_one_name_are_refused(tmp_path: Path):
+    """
+    Names of nodes collide where two clusters use the same: both captures are named.
+    """
+    (tmp_path / "two").mkdir()
+    rows = packets("dist_out", range(1, 9), list(range(1, 9)))
+    ends = capture(tmp_path, "a@h", rows), capture(tmp_path / "two", "a@h", rows)
+    with pytest.raises(CaptureError, match=r"a.scope and .*two/a.scope are of the node a@h"):
+        read_nodes(ends)
+
+
+def test_a_node_that_takes_another_name_is_paired_by_the_one_it_was_recorded_with(tmp_path: Path):
+    """
+    What its peer sends to the other name is counted for a node that was not recorded.
+    """
+    checks = np.random.default_rng(23).integers(1, 1 << 32, 1500)
+    out = packets("dist_out", range(1, 1501), checks)
+    out["peer"][1000:], out["number"][1000:] = RENAMED, np.arange(1, 501)
+    received = packets("dist_in", range(1, 1001), checks[:1000])
+    one = capture(tmp_path, "a@h", out, renamed="renamed@h")
+    nodes = read_nodes([one, capture(tmp_path, "b@h", received)])
+    (link,) = merge(nodes)
+    assert ("", 1000) == (link.refused, link.paired)
+    assert [(nodes[0], RENAMED, 500, 0)] == unrecorded(nodes)
+
+
+@pytest.mark.parametrize(("missing", "found"), [("", ("", 2000)), ("check", (TOO_FEW, 0))])
+def test_captures_of_unequal_schemas_are_paired_by_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, found: tuple[str, int]
+):
+    """
+    Kinds with other numbers pair; packets whose ends were not recorded yet say why they do not.
+    """
+    checks = np.random.default_rng(23).integers(1, 1 << 32, 2000)
+    out, received = (packets(kind, range(1, 2001), checks) for kind in ("dist_out", "dist_in"))
+    one = capture(tmp_path, "a@h", out)
+    described = schema.describe()
+    kinds = described["kinds"]
+    kinds["dist_in"]["id"], kinds["gc"]["id"] = kinds["gc"]["id"], kinds["dist_in"]["id"]
+    received["kind"] = kinds["dist_in"]["id"]
+    for field in kinds["dist_in"]["fields"]:
+        field[0] = "forgotten" if field[0] == missing else field[0]
+    monkeypatch.setattr(schema, "describe", lambda: described)
+    other = capture(tmp_path, "b@h", received)
+    (link,) = merge(read_nodes([one, other]))
+    assert found == (link.refused, link.paired)
+
+
 def test_captures_of_different_days_are_not_paired(tmp_path: Path):
     """
     Connections of the same number with other packets have no packet in common.
@@ -378,7 +432,7 @@ def test_captures_of_different_days_are_not_paired(tmp_path: Path):
         packets("dist_out", range(1, 1001), one),
         packets("dist_in", range(1, 1001), other),
     )
-    assert ("too few packets have an end of their own", 0) == (link.refused, len(found))
+    assert (TOO_FEW, 0) == (link.refused, len(found))
 
 
 def test_a_capture_without_an_end_is_paired_as_far_as_it_goes(tmp_path: Path):

@@ -428,7 +428,7 @@ def test_what_costs_much_is_on_request_only():
     """
     By default all events are on but long calls, with a return probe each, threads and packets.
     """
-    packets = {"dist_out", "dist_in", "dist_down"}
+    packets = {"dist_out", "dist_in"}
     assert {"long_call", "thread"} | packets == set(EVENTS) - set(DEFAULT_EVENTS)
 
 

@@ -260,6 +260,10 @@ class GovernedSession(Closing):
         """Each group of crashes, an ``events.CRASH``, and how many were seen of it."""
         return self._loaded.crashes()
 
+    def downs(self) -> list[tuple[NDArray[np.void], int]]:
+        """Each group of lost connections, an ``events.NODE_DOWN``, and how many were seen of it."""
+        return self._loaded.downs()
+
     def hits(self) -> dict[str, int]:
         """Number of runs of each program on the target, by its name."""
         return self._loaded.hits()

@@ -41,8 +41,8 @@ _REGISTERS = (
 )
 #: Offset of each register in it, bytes.
 PT_REGS = {name: 8 * index for index, name in enumerate(_REGISTERS)}
-#: The family whose object has the map of crashes.
-_CRASHES = "process"
+#: The families whose objects have the maps of crashes and of lost connections.
+_CRASHES, _DOWNS = "process", "dist"
 _FORMS = {
     "constant": events.ARGUMENT_CONSTANT,
     "register": events.ARGUMENT_REGISTER,
@@ -184,11 +184,18 @@ class LoadedPlan:
 
     def crashes(self) -> list[tuple[NDArray[np.void], int]]:
         """Each group of crashes, an ``events.CRASH``, and how many were seen of it."""
-        owner = self.programs.objects.get(_CRASHES)
-        if owner is None:
-            return []
-        rows = owner.map("crashes", events.CRASH, U64).items()
-        return [(key, int(value[()])) for key, value in rows]
+        return self._groups(_CRASHES, "crashes", events.CRASH)
+
+    def downs(self) -> list[tuple[NDArray[np.void], int]]:
+        """Each group of lost connections, an ``events.NODE_DOWN``, and how many were seen of it."""
+        return self._groups(_DOWNS, "downs", events.NODE_DOWN)
+
+    def _groups(
+        self, family: str, name: str, key: np.dtype[Any]
+    ) -> list[tuple[NDArray[np.void], int]]:
+        owner = self.programs.objects.get(family)
+        rows = owner.map(name, key, U64).items() if owner else ()
+        return [(found, int(value[()])) for found, value in rows]
 
     def hits(self) -> dict[str, int]:
         """Number of runs of each program on the target, by its name."""
