@@ -357,11 +357,13 @@ class Looking:
             return {name: sum(one.weight for one in members) for name, members in known.items()}
         lived = dict(total.ended)
         last = total.before + total.looks
+        of, group = self._servers.of, self._group
         for pid, since in self._lives:
-            server = self._servers.of(pid)
+            server = of(pid)
             looks = float(last - max(since, total.before)) if total.looks else 1.0
             if server is not None and looks:
-                add(lived, {self._group(server): looks})
+                name = group(server)
+                lived[name] = lived.get(name, 0.0) + looks
         return lived
 
     def _deadlock(self) -> tuple[str, ...]:
@@ -375,7 +377,8 @@ def _module(name: str, members: list[Sums], callers: float) -> Module:
     busy = sum(one.busy_weight for one in members)
     functions: dict[str, float] = {}
     for one in members:
-        add(functions, one.functions)
+        if one.functions:
+            add(functions, one.functions)
     most = sorted(functions.items(), key=lambda item: item[1], reverse=True)
     return Module(
         name,

@@ -326,6 +326,8 @@ class Servers:
         """Find out what servers run that may have become another module."""
         missing = np.array(sorted(self._undecided), np.uint64)
         rows = rows[within(rows["id"], missing)][:MOST_CALLERS] if len(missing) else rows[:0]
+        if not len(rows):
+            return
         behaviours = [self.known[pid].behaviour for pid in rows["id"].tolist()]
         for pid, module in became(self._viewer, rows, behaviours).items():
             began = self._undecided.pop(pid)

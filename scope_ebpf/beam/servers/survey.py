@@ -78,7 +78,7 @@ class Survey:
 
     def line_of(self, pid: int) -> int:
         """The line of slots in which that of a process is."""
-        return int(self._pids.slot(np.uint64(pid))) // _LINE
+        return int(self._pids.slot(np.array([pid], np.uint64))[0]) // _LINE
 
     def step(self) -> list[Look]:
         """Look, or go on with the first look; what was read of several groups of processes."""
