@@ -19,6 +19,7 @@ from scope_ebpf.results.genservers import Edge, GenServers, Module
 from scope_ebpf.results.server_tags import tags_of
 from scope_ebpf.runs.loop import Loop, Stop, require_target, target_ended
 from scope_ebpf.runs.server_sums import MOST, Ledger, Lives, Seen, add, variances
+from scope_ebpf.runs.server_tails import Tails
 from scope_ebpf.sinks.plain import say
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Looking:
         self._circles: Counter[_Circle] = Counter()
         #: Callers and for whom they wait, in the look that goes on.
         self._waits: dict[int, tuple[int, tuple[int, int]]] = {}
+        self.tails = Tails()
         #: Looks that failed, by why: code may be loaded meanwhile.
         self.failed: Counter[str] = Counter()
         self.cpu_seconds = 0.0
@@ -111,6 +113,8 @@ class Looking:
             if not self._survey.begins:
                 self._now.looks += 1
                 self._find_circles(self._waits)
+                if self.parts == 1:  # of a large table callers are seen later than they begin
+                    self.tails.look(time.monotonic(), self._waits, self._name_of)
                 self._waits = {}
         finally:
             self.cpu_seconds += cpu_seconds() - began
@@ -208,6 +212,10 @@ class Looking:
                 found.add(tuple((pid, waits[pid][1]) for pid in pids))
             done.update(path)
         self._circles = Counter({circle: self._circles[circle] + 1 for circle in found})
+
+    def _name_of(self, pid: int) -> str:
+        server = self._servers.of(pid)
+        return self._group(server) if server else "?"
 
     def _group(self, server: Server) -> str:
         if self._by in BY_MODULE or server.behaviour is None:
@@ -457,7 +465,8 @@ def watch(viewer: Viewer, options: ServerOptions) -> tuple[GenServers, ScopeErro
             counted.end()
         found = looking.result(target.as_json(), seconds)
         if counted:
-            found.add_events(counted.result().renamed(looking.became()))
+            seen = counted.result().renamed(looking.became())
+            found.add_events(looking.tails.add_to(seen))
     found.notes += [f"no hooks: {why}"] if why else []
     return found, error
 
