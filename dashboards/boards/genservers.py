@@ -102,6 +102,24 @@ _NODES = Row(
             (Query("sum by (NODE) (rate(beam_server_busy_seconds_total{HERE}[10m]))"),),
             width=12,
         ),
+        Panel(
+            "Calls whose callers gave up",
+            "short",
+            "Of the calls that looks found in the longest mailboxes in ten minutes, those whose caller had given up, "
+            f"or had ended: a sample, there are more. {_OFF}",
+            "`scope-trace genservers PID --budget none` counts every timeout (FAIL) and every call that was "
+            "taken too late (LATE), by module.",
+            (Query("sum by (NODE) (increase(beam_server_abandoned_requests_total{HERE}[10m]))"),),
+            width=12,
+        ),
+        Panel(
+            "Calls that were seen waiting",
+            "short",
+            f"Calls that looks found in the longest mailboxes in ten minutes, each once. {_OFF}",
+            "compare with those whose callers gave up: of these the servers do work for nobody.",
+            (Query("sum by (NODE) (increase(beam_server_seen_requests_total{HERE}[10m]))"),),
+            width=12,
+        ),
     ),
     folded=True,
 )

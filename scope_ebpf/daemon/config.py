@@ -282,7 +282,7 @@ def _genservers(value: Any) -> int:
 
 
 #: Series of one module with its callers, and of all others.
-_LEAST_SERIES = 10
+_LEAST_SERIES = 14
 _KEYS: dict[str, Callable[[Any], Any]] = {
     "listen": address,
     "socket_group": _group,

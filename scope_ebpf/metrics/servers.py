@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 OTHER = "other"
 #: Series of one module, and of one edge.
-_PER_MODULE, _PER_EDGE = 4, 1
+_PER_MODULE, _PER_EDGE = 6, 1
 #: Seconds for which one look can stand.
 _LONGEST = 900.0
 
@@ -44,6 +44,9 @@ class Counts:
     waiting: float = 0.0
     #: Messages in the longest mailbox.
     longest: int = 0
+    #: Calls in mailboxes that were not seen before, and those whose callers have given up.
+    requests: int = 0
+    abandoned: int = 0
 
     def add(self, other: Counts) -> None:
         """Add another module's."""
@@ -51,6 +54,8 @@ class Counts:
         self.busy += other.busy
         self.waiting += other.waiting
         self.longest = max(self.longest, other.longest)
+        self.requests += other.requests
+        self.abandoned += other.abandoned
 
 
 class ServerModule(NamedTuple):
@@ -63,6 +68,10 @@ class ServerModule(NamedTuple):
     busy_seconds: float
     waiting: float
     longest: int
+    #: Calls that were seen in its mailboxes since it is a label, and those of them whose callers
+    #: had given up.
+    requests: int
+    abandoned: int
 
 
 class Blocked(NamedTuple):
@@ -92,6 +101,7 @@ class ServerSums:
         self._modules: Ranking[str] = Ranking(places)
         self._edges: Ranking[Edge] = Ranking(places)
         self._busy: dict[str, float] = {OTHER: 0.0}
+        self._requests: dict[str, tuple[int, int]] = {OTHER: (0, 0)}
         self._blocked: dict[Edge, float] = {Edge(OTHER, OTHER): 0.0}
         self._last: float | None = None
         self._looks = 0
@@ -113,10 +123,25 @@ class ServerSums:
             name: self._busy.get(name, 0.0) + passed * counts.busy
             for name, counts in grouped.items()
         }
+        nothing = 0, 0
+        self._requests = {
+            name: (
+                self._requests.get(name, nothing)[0] + counts.requests,
+                self._requests.get(name, nothing)[1] + counts.abandoned,
+            )
+            for name, counts in grouped.items()
+        }
         self._add_edges(edges, passed, now)
         return ServersReading(
             tuple(
-                ServerModule(name, c.processes, self._busy[name], c.waiting, c.longest)
+                ServerModule(
+                    name,
+                    c.processes,
+                    self._busy[name],
+                    c.waiting,
+                    c.longest,
+                    *self._requests[name],
+                )
                 for name, c in grouped.items()
             ),
             tuple(Blocked(edge, seconds) for edge, seconds in self._blocked.items()),
@@ -157,6 +182,8 @@ def expose_servers(page: Page, node: str, found: ServersReading) -> None:
         page.add("beam_server_busy_seconds_total", one.busy_seconds, **labels)
         page.add("beam_server_waiting_callers", one.waiting, **labels)
         page.add("beam_server_mailbox_messages", one.longest, **labels)
+        page.add("beam_server_seen_requests_total", one.requests, **labels)
+        page.add("beam_server_abandoned_requests_total", one.abandoned, **labels)
     for edge, seconds in found.edges:
         labels = {"node": node, "caller": edge.caller, "callee": edge.callee}
         page.add("beam_server_blocked_seconds_total", seconds, **labels)

@@ -89,7 +89,9 @@ class Times:
     Durations of one kind: those that *ended*, and those that were *cut* off by the end of a window.
 
     ``total`` is the sum of what ended, seconds; ``reach`` the longest that a window measures, None
-    where everything was counted; ``shortest`` what hooks lengthen too much below it.
+    where everything was counted; ``shortest`` what hooks lengthen too much below it. ``doubt`` is
+    the error of how many there were, as a part of it. ``tail`` are the same durations as looks saw
+    them, which reach further.
     """
 
     ended: NDArray[np.int64]
@@ -97,6 +99,8 @@ class Times:
     cut: NDArray[np.int64] | None = None
     reach: float | None = None
     shortest: float = _SHORTEST
+    doubt: float = 0.0
+    tail: Times | None = None
 
     def quantile(self, part: float) -> float | None:
         """
@@ -105,10 +109,16 @@ class Times:
         None if that is not known: it is longer than windows reach, so short that the hooks
         themselves are a part of it, or too little was seen to know it to 15 %.
         """
+        found = self._known(part)
+        return self.tail.quantile(part) if found is None and self.tail else found
+
+    def _known(self, part: float) -> float | None:
+        """The same, without the tail."""
         found = self._at(part)
         if found is None or self.reach is None:
             return found
-        error = _SURE * (part * (1 - part) / max(1, int(self.ended.sum()))) ** 0.5
+        chance = part * (1 - part) / max(1, int(self.ended.sum()))
+        error = _SURE * (chance + ((1 - part) * self.doubt) ** 2) ** 0.5
         low, high = self._at(max(0.0, part - error)), self._at(part + error)
         if low is None or high is None or not self.shortest <= found <= self.reach:
             return None

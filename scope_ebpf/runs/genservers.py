@@ -18,7 +18,8 @@ from scope_ebpf.errors import NoSuchProcessError, NothingToAttachError, ReadRefu
 from scope_ebpf.results.genservers import Edge, GenServers, Module
 from scope_ebpf.results.server_tags import tags_of
 from scope_ebpf.runs.loop import Loop, Stop, require_target, target_ended
-from scope_ebpf.runs.server_sums import MOST, Ledger, Lives, Seen, add
+from scope_ebpf.runs.server_sums import MOST, Ledger, Lives, Seen, add, variances
+from scope_ebpf.runs.server_tails import Tails
 from scope_ebpf.sinks.plain import say
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Looking:
         self._circles: Counter[_Circle] = Counter()
         #: Callers and for whom they wait, in the look that goes on.
         self._waits: dict[int, tuple[int, tuple[int, int]]] = {}
+        self.tails = Tails()
         #: Looks that failed, by why: code may be loaded meanwhile.
         self.failed: Counter[str] = Counter()
         self.cpu_seconds = 0.0
@@ -111,6 +113,8 @@ class Looking:
             if not self._survey.begins:
                 self._now.looks += 1
                 self._find_circles(self._waits)
+                if self.parts == 1:  # of a large table callers are seen later than they begin
+                    self.tails.look(time.monotonic(), self._waits, self._name_of)
                 self._waits = {}
         finally:
             self.cpu_seconds += cpu_seconds() - began
@@ -122,10 +126,11 @@ class Looking:
 
     def _add(self, seen: Look) -> None:
         part = self._now.found if seen.searched else self._now.known
-        part.unresolved += seen.unresolved * seen.caller_weight
         part.torn += seen.torn * seen.weight
         self._add_servers(seen)
-        self._add_callers(seen, part)
+        called = self._add_callers(seen, part)
+        if seen.searched:
+            self._add_variances(seen, called)
         if self.parts > 1:
             self._add_lives(seen)
 
@@ -136,6 +141,18 @@ class Looking:
         if seen.searched and not found:
             weight = 1.0  # the group is this process alone
         self._full |= not part.add_servers(seen, self._servers.of, self._group, weight)
+
+    def _add_variances(self, seen: Look, called: list[tuple[str | None, int]]) -> None:
+        """Add those of what a search has found; *called* are groups and who waits for them."""
+        part, survey = self._now.found, self._survey
+        servers = [(self._servers.of(pid), pid) for pid in seen.servers.tolist()]
+        groups = [(self._group(one), survey.line_of(pid)) for one, pid in servers if one]
+        callers = [(group, survey.line_of(pid)) for group, pid in called]
+        of = survey.drawn, survey.part
+        if self._by in BY_MODULE and len(part.of_servers) < MOST:
+            add(part.of_servers, variances(groups, *of, seen.weight))
+        if len(part.of_callers) < MOST:
+            add(part.of_callers, variances(callers, *of, seen.caller_weight))
 
     def _add_lives(self, seen: Look) -> None:
         look = self._now.before + self._now.looks + 1
@@ -156,20 +173,26 @@ class Looking:
         if self._before:
             self._before.end(group, since, min(until, self._now.before))
 
-    def _add_callers(self, seen: Look, part: Seen) -> None:
+    def _add_callers(self, seen: Look, part: Seen) -> list[tuple[str | None, int]]:
+        """Add callers; the groups that they wait for, None where it is not known, and who waits."""
         weight = seen.caller_weight
+        called: list[tuple[str | None, int]] = [(None, pid) for pid in seen.unresolved]
+        part.unresolved += weight * len(called)
         for one in seen.waiting:
             server = self._servers.of(one.server or 0)
             caller = self._servers.of(one.caller)
             if server is None or one.server is None:
                 part.unresolved += weight
+                called.append((None, one.caller))
                 continue
             callee = self._group(server)
+            called.append((callee, one.caller))
             add(part.callers, {callee: weight})
             if self._by == "tag" and len(part.tags) < MOST:
                 add(part.tags, {(callee, one.tag): weight})
             add(part.edges, {(self._group(caller) if caller else "(processes)", callee): weight})
             self._waits[one.caller] = one.server, one.reference
+        return called
 
     def _find_circles(self, waits: dict[int, tuple[int, tuple[int, int]]]) -> None:
         """Count in how many looks, one after the other, the same calls form a circle."""
@@ -189,6 +212,10 @@ class Looking:
                 found.add(tuple((pid, waits[pid][1]) for pid in pids))
             done.update(path)
         self._circles = Counter({circle: self._circles[circle] + 1 for circle in found})
+
+    def _name_of(self, pid: int) -> str:
+        server = self._servers.of(pid)
+        return self._group(server) if server else "?"
 
     def _group(self, server: Server) -> str:
         if self._by in BY_MODULE or server.behaviour is None:
@@ -231,21 +258,28 @@ class Looking:
         sure = {
             name
             for name, count in found.callers.items()
-            if self._is_sure(known.callers.get(name, 0.0), count)
+            if self._is_sure(known.callers.get(name, 0.0), count, found.of_callers.get(name))
         }
         waits = Seen(callers={**known.callers}, edges={**known.edges}, tags={**known.tags})
         add(waits.callers, {name: n for name, n in found.callers.items() if name in sure})
         add(waits.edges, {names: n for names, n in found.edges.items() if names[1] in sure})
         add(waits.tags, {key: n for key, n in found.tags.items() if key[0] in sure})
         waits.unresolved = known.unresolved
-        if self._is_sure(known.unresolved, found.unresolved):
+        if self._is_sure(known.unresolved, found.unresolved, found.of_callers.get(None)):
             waits.unresolved += found.unresolved
         return waits
 
-    def _is_sure(self, known: float, found: float, variance: float = 0.0) -> bool:
-        """Whether what searches *found* says how many there are, together with *known* ones."""
-        # Each that was found stands for as many as there are such parts.
-        error = math.sqrt(variance + found / self._survey.part)
+    def _is_sure(
+        self, known: float, found: float, of_found: float | None, of_known: float = 0.0
+    ) -> bool:
+        """
+        Whether what searches *found* says how many there are, together with *known* ones.
+
+        Both have their variances; that of what was found is at least that of single processes,
+        each of which stands for as many as there are such parts.
+        """
+        single = found / self._survey.part
+        error = math.sqrt(of_known + max(single, of_found or 0.0))
         return error <= _DOUBT * (known + found)
 
     def busiest(self, name: str) -> int | None:
@@ -294,7 +328,7 @@ class Looking:
         for name in {**known, **found}:
             weight = sum(one.weight for one in found.get(name, ()))
             there, variance = self._there(lived.get(name, 0.0), known.get(name, []))
-            sure = self._is_sure(there, weight, variance)
+            sure = self._is_sure(there, weight, total.found.of_servers.get(name), variance)
             members = known.get(name, [])
             if sure or not members:
                 members = members + found.get(name, [])
@@ -331,11 +365,13 @@ class Looking:
             return {name: sum(one.weight for one in members) for name, members in known.items()}
         lived = dict(total.ended)
         last = total.before + total.looks
+        of, group = self._servers.of, self._group
         for pid, since in self._lives:
-            server = self._servers.of(pid)
+            server = of(pid)
             looks = float(last - max(since, total.before)) if total.looks else 1.0
             if server is not None and looks:
-                add(lived, {self._group(server): looks})
+                name = group(server)
+                lived[name] = lived.get(name, 0.0) + looks
         return lived
 
     def _deadlock(self) -> tuple[str, ...]:
@@ -349,7 +385,8 @@ def _module(name: str, members: list[Sums], callers: float) -> Module:
     busy = sum(one.busy_weight for one in members)
     functions: dict[str, float] = {}
     for one in members:
-        add(functions, one.functions)
+        if one.functions:
+            add(functions, one.functions)
     most = sorted(functions.items(), key=lambda item: item[1], reverse=True)
     return Module(
         name,
@@ -428,7 +465,8 @@ def watch(viewer: Viewer, options: ServerOptions) -> tuple[GenServers, ScopeErro
             counted.end()
         found = looking.result(target.as_json(), seconds)
         if counted:
-            found.add_events(counted.result().renamed(looking.became()))
+            seen = counted.result().renamed(looking.became())
+            found.add_events(looking.tails.add_to(seen))
     found.notes += [f"no hooks: {why}"] if why else []
     return found, error
 

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from scope_ebpf.beam.servers.looks import Look, Server
 
@@ -22,6 +23,25 @@ def add(totals: dict[_Key, float], more: dict[_Key, float]) -> None:
     """Add the counts of *more* to *totals*."""
     for key, count in more.items():
         totals[key] = totals.get(key, 0.0) + count
+
+
+def variances(
+    found: Iterable[tuple[_Key, int]], drawn: int, part: float, weight: float
+) -> dict[_Key, float]:
+    """
+    The variance of how many there are of each kind, of which a search has *found* some.
+
+    Each of *found* is its kind and the line of slots in which it was, and stands for *weight*; so
+    many lines were *drawn*, a *part* of all. Processes that begin together are neighbours in the
+    table: lines were drawn, not processes.
+    """
+    squares: dict[_Key, float] = {}
+    sums: dict[_Key, float] = {}
+    for (kind, _), count in Counter(found).items():
+        add(squares, {kind: count**2})
+        add(sums, {kind: count})
+    scale = weight**2 * (1 - part) * drawn / max(1, drawn - 1)
+    return {kind: scale * (squares[kind] - sums[kind] ** 2 / drawn) for kind in sums}
 
 
 @dataclass(slots=True)
@@ -85,6 +105,10 @@ class Seen:
     tags: dict[tuple[str, str | None], float] = field(default_factory=dict)
     unresolved: float = 0.0
     torn: float = 0.0
+    #: Variances of what searches found: of servers by group, of callers by the group that they
+    #: wait for, None where it is not known.
+    of_servers: dict[str, float] = field(default_factory=dict)
+    of_callers: dict[str | None, float] = field(default_factory=dict)
 
     def plus(self, other: Seen) -> Seen:
         """What both saw together; a new one."""
@@ -97,6 +121,8 @@ class Seen:
             add(total.edges, one.edges)
             add(total.callers, one.callers)
             add(total.tags, one.tags)
+            add(total.of_servers, one.of_servers)
+            add(total.of_callers, one.of_callers)
             total.unresolved += one.unresolved
             total.torn += one.torn
         return total

@@ -18,6 +18,8 @@ from tracing import SCOPE_TRACE, Run, require_root
 from scope_ebpf.beam.processes.table import ALL
 from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.beam.vm import discover
+from scope_ebpf.daemon.readings.servers import Sight
+from scope_ebpf.metrics.servers import ServerSums
 from scope_ebpf.runs.loop import Stop
 from scope_ebpf.runs.server_events import Counting
 
@@ -339,3 +341,14 @@ def test_a_vm_that_ends_under_hooks_ends_the_view_with_what_was_seen():
     assert 0 != outcome.code
     calls = by_module(json.loads(outcome.output))["gs_chain"]["calls"]
     assert calls["count"] > 0
+
+
+def test_calls_whose_callers_gave_up_are_seen_in_the_mailbox(beam):
+    """
+    Of 15 calls that wait nine callers have given up or ended so; each call counts once.
+    """
+    beam.ask("abandon")
+    sight = Sight(discover.inspect(beam.pid), ServerSums(1000))
+    for now in (1.0, 2.0):
+        found = {one.module: one for one in sight.look(now).modules}
+        assert (15, 9) == (found["gs_pass"].requests, found["gs_pass"].abandoned)

@@ -324,3 +324,37 @@ def test_a_table_that_moves_shows_what_was_seen_since_the_turn_before_the_last()
     assert 1 == found.result(TARGET, 1.0).looks
     found.turn_over()
     assert [] == found.result(TARGET, 1.0).modules
+
+
+def searched_many(run: int, draw: random.Random) -> tuple[float, float]:
+    """
+    What a search of an eighth of a table says of 640 servers that lie there in runs.
+
+    How many it says there are, and the standard error of that.
+    """
+    found = lookers()
+    lines = SLOTS // surveys._LINE
+    found._survey.part, found._survey.drawn = 1 / 8, lines // 8
+    starts = draw.sample(range(SLOTS // run), 640 // run)
+    slots = {start * run + n for start in starts for n in range(run)}
+    drawn = {*draw.sample(range(lines), lines // 8)}
+    pids = [16 * (slot + SLOTS) for slot in slots if slot // surveys._LINE in drawn]
+    found._servers.late.update(pids)
+    look = found._servers._look(pids)
+    look.searched, look.weight, look.caller_weight = True, 8.0, 8.0
+    found._add(look)
+    seen = found._now.found
+    weight = sum(one.weight for one in seen.servers.values())
+    return weight, seen.of_servers.get("brief", 0.0) ** 0.5
+
+
+@pytest.mark.parametrize("run", [1, 64])
+def test_the_error_of_a_search_knows_that_neighbours_are_found_together(run: int):
+    """
+    What 200 surveys say is off by their errors, of single servers and of 64 side by side.
+    """
+    draw = random.Random(run)
+    surveyed = np.array([searched_many(run, draw) for _ in range(200)])
+    errors = surveyed[:, 0] - 640
+    expected = float((surveyed[:, 1] ** 2).mean()) ** 0.5
+    assert expected == pytest.approx(errors.std(), rel=0.2)

@@ -15,6 +15,7 @@
 %%               other to the server that lets another process reply
 %%   inner N     a server makes N calls without a timeout, whose replies are plain messages
 %%   unread N    a server gets N casts that it never takes, then ends
+%%   abandon     a stopped server gets 15 calls: 5 callers give up, 4 end so, 6 wait on
 %%   tags N      23 requests of each of N tags to one server, 23 without a tag, and 23 casts
 %%   many N      N modules, each with a server that gets one call
 %%   evil        one more, whose name is meant to break terminals and documents
@@ -92,6 +93,25 @@ command(_Control, ["unread", N]) ->
     Ref = monitor(process, Pid),
     exit(Pid, kill),
     receive {'DOWN', Ref, _, _, _} -> "done unread" end;
+command(_Control, ["abandon"]) ->
+    {ok, Pid} = gs_pass:start(),
+    true = erlang:suspend_process(Pid),
+    Self = self(),
+    Call = fun(Timeout) -> gen_server:call(Pid, {nothing, 0}, Timeout) end,
+    wait([spawn_monitor(fun() -> Call(10) end) || _ <- lists:seq(1, 4)]),
+    Lives = [spawn(fun() ->
+        catch Call(10),
+        Self ! {given_up, self()},
+        timer:sleep(infinity)
+    end) || _ <- lists:seq(1, 5)],
+    [receive {given_up, Live} -> ok end || Live <- Lives],
+    Waits = [fun() -> Call(600000) end, fun() -> Call(infinity) end, fun() ->
+        _ = gen_server:send_request(Pid, {nothing, 0}),
+        timer:sleep(infinity)
+    end],
+    [spawn(Wait) || Wait <- Waits ++ Waits],
+    queued(Pid, 15),
+    "done abandon";
 command(_Control, ["tags", N]) ->
     {ok, Pid} = gen_server:start(gs_tags, [], []),
     [[ok = gen_server:call(Pid, Request) || _ <- lists:seq(1, 23)]
@@ -110,6 +130,14 @@ command(_Control, ["remote", Node]) ->
     [{reply, ok} = {reply, gen_server:call({gs_fast, list_to_atom(Node)}, {nothing, gs_times:now()})}
         || _ <- lists:seq(1, 23)],
     "done remote".
+
+queued(Pid, Count) ->
+    case process_info(Pid, message_queue_len) of
+        {_, Count} -> ok;
+        _ ->
+            timer:sleep(10),
+            queued(Pid, Count)
+    end.
 
 clients(Until) ->
     [spawn_monitor(?MODULE, client, [Kind, Pause, Until]) || {Kind, Pause} <- [

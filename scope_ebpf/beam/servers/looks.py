@@ -90,8 +90,8 @@ class Look:
     mailboxes: NDArray[np.int64]
     busy: list[Busy] = field(default_factory=list)
     waiting: list[Waiting] = field(default_factory=list)
-    #: Callers of which it was not found out for whom they wait.
-    unresolved: int = 0
+    #: Pid terms of callers of which it was not found out for whom they wait.
+    unresolved: list[int] = field(default_factory=list)
     #: A look at everything counts once; one at some that were drawn stands for so many.
     weight: float = 1.0
     #: The same for callers, of which a part is drawn where there are many.
@@ -223,7 +223,11 @@ class Servers:
             self._check_names()
         decoded = self._decoded(seen)
         look.waiting = [one for one in decoded if one is not None and one.server is not None]
-        look.unresolved = len(decoded) - len(look.waiting)
+        look.unresolved = [
+            pid
+            for pid, one in zip(seen.pids, decoded, strict=True)
+            if one is None or one.server is None
+        ]
         pids = {pid for one in look.waiting for pid in (one.server, one.caller)}
         self._learn_pids([pid for pid in pids if pid is not None])
 
@@ -322,6 +326,8 @@ class Servers:
         """Find out what servers run that may have become another module."""
         missing = np.array(sorted(self._undecided), np.uint64)
         rows = rows[within(rows["id"], missing)][:MOST_CALLERS] if len(missing) else rows[:0]
+        if not len(rows):
+            return
         behaviours = [self.known[pid].behaviour for pid in rows["id"].tolist()]
         for pid, module in became(self._viewer, rows, behaviours).items():
             began = self._undecided.pop(pid)

@@ -61,8 +61,8 @@ class Survey:
         #: Processes that had anything to do, and servers that had not.
         self._active: dict[int, None] = {}
         self._idle: dict[int, None] = {}
-        #: The part of the table that one look searches.
-        self.part = 1.0
+        #: The part of the table that one look searches, and how many lines of slots that is.
+        self.part, self.drawn = 1.0, 1
         #: Whether some processes that had anything to do are left out of later looks.
         self.misses = False
 
@@ -75,6 +75,10 @@ class Survey:
     def begins(self) -> bool:
         """Whether the first look goes on: what steps return belongs to one look."""
         return bool(self._left)
+
+    def line_of(self, pid: int) -> int:
+        """The line of slots in which that of a process is."""
+        return int(self._pids.slot(np.array([pid], np.uint64))[0]) // _LINE
 
     def step(self) -> list[Look]:
         """Look, or go on with the first look; what was read of several groups of processes."""
@@ -127,7 +131,7 @@ class Survey:
         slots = np.array(sorted(drawn), np.int64)[:, np.newaxis] * _LINE + np.arange(_LINE)
         look = self.servers.look_at(slots[slots < table.slots], but=(self._active, self._idle))
         look.searched = True
-        self.part = len(drawn) / lines
+        self.part, self.drawn = len(drawn) / lines, len(drawn)
         look.weight = 1 / self.part
         look.caller_weight *= look.weight
         look.torn = 0

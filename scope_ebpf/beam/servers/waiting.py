@@ -113,12 +113,16 @@ def stacks(viewer: Viewer, rows: NDArray[np.void], at: NDArray[np.uint64] | None
 
     Where a process is is read anew: by now it may wait somewhere else. None is any address.
     """
+    if not len(rows):
+        return Stacks([], [], [], [])
     now = _now(viewer, rows)
     waits = (now["id"] == rows["id"]) & (now["state"] & np.uint32(ON_SCHEDULER) == 0)
     waits &= now["stop"] < now["hend"]
     if at is not None:
         waits &= within(now["pc"], at)
     rows, now = rows[waits], now[waits]
+    if not len(rows):
+        return Stacks([], [], [], [])
     counts = np.minimum((now["hend"] - now["stop"]) // np.uint64(_WORD), np.uint64(_WORDS))
     raw, read = viewer.target.memory.gather_ragged(now["stop"], counts * np.uint64(_WORD))
     read &= _now(viewer, rows) == now

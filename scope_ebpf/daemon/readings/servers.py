@@ -13,11 +13,15 @@ import random
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
 
 from scope_ebpf.beam.memory.look_limits import LookLimits, limited
 from scope_ebpf.beam.memory.process_memory import Memory, cpu_seconds
 from scope_ebpf.beam.processes.view import Viewer
+from scope_ebpf.beam.servers.abandoned import MOST_SERVERS, Mailboxes, Request
 from scope_ebpf.beam.servers.looks import Servers
 from scope_ebpf.daemon.looks.owners import in_turns, queue_of
 from scope_ebpf.daemon.notify import say
@@ -42,6 +46,8 @@ INTERVAL = 1.0
 #: Processes of a VM above which its servers are not looked at. Each look reads all of them: in a
 #: part of the table a server that exists may be missing. So many are remembered, 20 MB.
 MOST_PROCESSES = 1 << 16
+#: Calls in mailboxes that are remembered, 2 MB.
+_MOST_REQUESTS = 1 << 13
 #: Limits of one look: bytes of memory, system calls, seconds of CPU, seconds of time.
 _DATA, _CALLS, _CPU, _WALL = 256 << 20, 200_000, 2.0, 30.0
 #: Failures one after the other from which on servers are refused; seconds until the next try.
@@ -86,6 +92,9 @@ class Sight:
         target = replace(target, memory=Memory(target.pid, target.identity.process))
         viewer = Viewer(target)
         self._servers = Servers(viewer, remembered=MOST_PROCESSES, most=MOST_PROCESSES)
+        self._mailboxes = Mailboxes(viewer)
+        #: Calls that were seen to wait, and whether their callers had given up, the newest last.
+        self._requests: dict[Request, bool] = {}
         self._sums = sums
         #: Processes that its table has room for.
         self.slots = viewer.table.slots
@@ -94,6 +103,7 @@ class Sight:
         """Look at *now*, in monotonic seconds. Raises ReadRefusedError."""
         seen = self._servers.look()
         modules, edges = self._counted(seen)
+        self._add_requests(seen, modules)
         return self._sums.add(modules, edges, now)
 
     def _counted(self, seen: Look) -> tuple[dict[str, Counts], dict[Edge, float]]:
@@ -114,6 +124,22 @@ class Sight:
                     seen.caller_weight
                 )
         return modules, edges
+
+    def _add_requests(self, seen: Look, modules: defaultdict[str, Counts]) -> None:
+        """Add calls in the longest mailboxes, each once; again when its caller has given up."""
+        longest = np.argsort(seen.mailboxes)[: -MOST_SERVERS - 1 : -1]
+        longest = longest[seen.mailboxes[longest] > 0]
+        if not len(longest):
+            return
+        found = self._mailboxes.requests(seen.servers[longest])
+        for request, abandoned in zip(found.waiting, found.abandoned, strict=True):
+            before = self._requests.pop(request, None)
+            self._requests[request] = abandoned or bool(before)
+            if server := self._servers.known.get(request.server):
+                modules[server.module].requests += before is None
+                modules[server.module].abandoned += abandoned and not before
+        for request in list(islice(self._requests, max(0, len(self._requests) - _MOST_REQUESTS))):
+            del self._requests[request]
 
 
 @dataclass(slots=True)

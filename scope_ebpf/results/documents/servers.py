@@ -51,7 +51,8 @@ class ServerTimes(TypedDict):
     p50: float | None
     p90: float | None
     p99: float | None
-    #: The longest duration that could be measured; null where there is no such bound.
+    #: The longest duration that hooks could measure; null where there is no such bound. What is
+    #: beyond it of calls is from looks.
     reach: float | None
 
 
