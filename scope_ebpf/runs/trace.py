@@ -6,10 +6,11 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scope_ebpf import events
+from scope_ebpf.attach.plan import Plan
 from scope_ebpf.budget.forecast import Forecaster
 from scope_ebpf.errors import HostError, NothingToAttachError, ReadRefusedError
 from scope_ebpf.kernel.attach.leftovers import heal
@@ -18,6 +19,7 @@ from scope_ebpf.pipes import UnreadPipeError
 from scope_ebpf.planning.planner import semaphores
 from scope_ebpf.relations import checked_summary
 from scope_ebpf.runs.crashes import named
+from scope_ebpf.runs.filters import Filter, Wanted
 from scope_ebpf.runs.loop import Loop, Stop, require_target
 from scope_ebpf.runs.probation import Probation, proven
 from scope_ebpf.runs.target_cost import HitMeter
@@ -82,6 +84,8 @@ class TraceOptions:
     ring_bytes: int = 16 << 20
     #: Path of the output, for error messages; None for standard output.
     output: str | None = None
+    #: What alone is counted.
+    only: Filter = field(default_factory=Filter)
 
 
 class Counted(NamedTuple):
@@ -123,9 +127,12 @@ class Trace:
         self._target = target
         self._options = options
         planned = plan_events(target, wanted, options.via, options.slow_call_ms)
-        if streamed:
+        planned = replace(planned, plan=options.only.plan(planned.plan))
+        if streamed or options.only:
             planned = proven(target, planned)
-        self._probation = Probation(target, planned.plan)
+        self._probation = Probation(target, Plan(()) if options.only else planned.plan)
+        options.only.set(planned.settings)
+        self._wanted = Wanted(target, options.only.process)
         #: What is attached, and what is not, with the reason of each.
         self.plan = planned.plan
         #: What a reader of the figures should know.
@@ -197,6 +204,7 @@ class Trace:
 
     def _count(self, session: Session, sink: Sink | None, *, bar: bool) -> ScopeError | None:
         """Let events count until there is a reason to stop."""
+        self._wanted.begin(session)
         self._meter.begin(session)
         self._probation.begin(session)
         if self._state:
@@ -241,6 +249,7 @@ class Trace:
                     self._state.look()
                 self._meter.look(session, now)
                 self._probation.look(session, now)
+                self._wanted.look(session, now)
                 advance(now - loop.started)
                 return self._write(session, sink) if sink and not self._stop.reason else None
 
@@ -307,7 +316,7 @@ class Trace:
             stopped_because=self._stop.reason,
             events=found,
             cost=Cost(sum(counted.hits.values()), cpu, self._meter.share()),
-            notes=(*self.notes, *notes_of(cost), *carried_notes(found)),
+            notes=(*self.notes, *self._wanted.notes(), *notes_of(cost), *carried_notes(found)),
             state=counted.state,
             crashes=self._crashes,
         )

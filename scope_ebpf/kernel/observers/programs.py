@@ -38,7 +38,7 @@ _VALUES = {
     "counter_samples": events.COUNTER_SAMPLE,
 }
 #: All maps that the probes share; the first object makes them.
-SHARED = ("ring", *_VALUES)
+SHARED = ("ring", "wanted", *_VALUES)
 
 
 class Build(NamedTuple):
@@ -117,6 +117,8 @@ class Programs:
                 opened.maps[name].share(self._first.maps[name].fd)
         else:
             opened.maps["ring"].set_entries(self.build.ring_bytes)
+            if np.frombuffer(self.build.settings, events.SETTINGS)["filtered"][0]:
+                opened.maps["wanted"].set_entries(events.MAX_WANTED)
         self.objects[family] = opened
         wanted = {name: tracepoint for of, name, tracepoint in self.build.programs if of == family}
         multi = self.build.multi and not any(wanted.values())
