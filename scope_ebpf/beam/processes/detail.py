@@ -65,7 +65,8 @@ def detail(viewer: Viewer, rows: NDArray[np.void]) -> ProcessDetail:
 
 def _describe(viewer: Viewer, moment: Moment) -> ProcessDetail:
     rows, row = moment.rows, moment.rows[0]
-    described = viewer.describe(rows)[0]
+    sizes = viewer.sizes(rows)
+    described = viewer.describe(rows, sizes=sizes)[0]
     ancestors = viewer.names.dictionary(rows, "$ancestors")[0]
     named = viewer.terms.text(int(ancestors)) if ancestors else None
     moved = moment.moved
@@ -83,6 +84,11 @@ def _describe(viewer: Viewer, moment: Moment) -> ProcessDetail:
         "status_reason": status_reason(viewer, moment),
         "waits_for": _waits_for(viewer, moment),
         **_counts(viewer, moment),
+        "mailbox": {
+            "outside_bytes": int(sizes.mailboxes.bytes[0]),
+            "binary_bytes": int(sizes.mailboxes.binaries[0]),
+            "estimated": not (sizes.mailboxes.whole[0] and sizes.exact[0]),
+        },
         "messages": [_message(viewer, message) for message in moment.messages],
         "stack": [
             {"function": str(frame), "location": frame.location or None}
