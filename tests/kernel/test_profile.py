@@ -173,7 +173,9 @@ def test_who_waits_all_the_time_is_shown_with_why_and_for_whom():
     (head,) = [line for line in lines if line.startswith("all the time: ")]
     assert re.search(r"besides [1-9]\d* servers without a message", head)
     (callers,) = [line for line in lines if "for checkout" in line]
-    assert callers.startswith("23  ailing:caller/0: waits for a reply, for checkout, in gen:do_call")
+    assert callers.startswith(
+        "23  ailing:caller/0: waits for a reply, for checkout, in gen:do_call"
+    )
     (debugged,) = [line for line in lines if "debugged:" in line]
     assert debugged.startswith("1  debugged: suspended, in ailing:hold/0")
     (printer,) = [line for line in lines if "printer:" in line]
