@@ -10,6 +10,8 @@ from collections import deque
 from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from scope_ebpf import events
 from scope_ebpf.errors import NothingToAttachError
 from scope_ebpf.kernel.attach.uprobes import TRACE_UPROBE_MULTI
@@ -21,7 +23,6 @@ from scope_ebpf.kernel.interrupts import held_back
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from scope_ebpf.attach.plan import Plan
