@@ -80,7 +80,7 @@ int BPF_KPROBE(dirty_bif_entry, __u64 scheduler, __u64 process, __u64 code)
 SEC("uretprobe")
 int BPF_KRETPROBE(call_return)
 {
-	__u64 now = bpf_ktime_get_ns(), since, duration;
+	__u64 now = bpf_ktime_get_ns(), since, duration, process;
 	struct long_call_record *call;
 	struct calling *calling;
 	__u32 tid;
@@ -97,10 +97,12 @@ int BPF_KRETPROBE(call_return)
 		return 0;
 	if (duration < settings.slow_call_ns)
 		return 0;
+	process = id_of(KIND_LONG_CALL, calling->process);
+	if (!is_wanted(0, process))
+		return 0;
 	count_event(KIND_LONG_CALL, calling->class);
 	observe_duration(KIND_LONG_CALL, calling->class, duration);
-	call = reserve_record(KIND_LONG_CALL, calling->class, 0, tid,
-			      id_of(KIND_LONG_CALL, calling->process));
+	call = reserve_record(KIND_LONG_CALL, calling->class, 0, tid, process);
 	if (call) {
 		call->duration_ns = duration;
 		call->code = calling->code;

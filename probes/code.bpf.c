@@ -39,6 +39,7 @@ int BPF_KRETPROBE(code_load_return, __u64 result)
 {
 	struct code_load_record *load;
 	struct loading *loading;
+	__u64 process;
 	__u32 tid;
 
 	if (!enter_program(PROGRAM_CODE_LOAD_RETURN, &tid))
@@ -46,10 +47,10 @@ int BPF_KRETPROBE(code_load_return, __u64 result)
 	loading = bpf_map_lookup_elem(&loads, &tid);
 	if (!loading)
 		return 0; /* it began before counting */
-	if (result == TERM_NIL) {
+	process = id_of(KIND_CODE_LOAD, loading->process);
+	if (result == TERM_NIL && is_wanted(0, process)) {
 		count_event(KIND_CODE_LOAD, 0);
-		load = reserve_record(KIND_CODE_LOAD, 0, 0, tid,
-				      id_of(KIND_CODE_LOAD, loading->process));
+		load = reserve_record(KIND_CODE_LOAD, 0, 0, tid, process);
 		if (load) {
 			load->module = vm_word(KIND_CODE_LOAD, loading->module, 0);
 			submit_record(load);

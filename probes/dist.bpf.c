@@ -43,8 +43,10 @@ int BPF_KPROBE(dist_busy_entry, __u64 process)
 	caller = vm_word(KIND_DIST_BUSY, PT_REGS_SP(ctx), 0) - target.base;
 	if (caller < settings.dsig_send_start || caller >= settings.dsig_send_end)
 		return 0;
-	count_event(KIND_DIST_BUSY, 0);
 	id = id_of(KIND_DIST_BUSY, process);
+	if (!is_wanted(0, id))
+		return 0;
+	count_event(KIND_DIST_BUSY, 0);
 	now = bpf_ktime_get_ns();
 	if (bpf_map_update_elem(&suspended, &id, &now, BPF_ANY))
 		count_failure(KIND_DIST_BUSY);
@@ -92,6 +94,8 @@ static __always_inline int count_output(__u8 class, __u8 flags, __u32 tid, __u64
 {
 	struct dist_output_record *output;
 
+	if (!is_wanted(flags, process))
+		return 0;
 	count_event(KIND_DIST_OUTPUT, class);
 	output = reserve_record(KIND_DIST_OUTPUT, class, flags, tid, process);
 	if (output) {

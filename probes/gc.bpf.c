@@ -56,6 +56,8 @@ static __always_inline int count_gc(__u8 class, __u8 flags, __u32 tid, __u64 pro
 {
 	struct gc_record *gc;
 
+	if (duration < settings.shortest_ns || !is_wanted(flags, process))
+		return 0;
 	count_event(KIND_GC, class);
 	if (duration != UNKNOWN)
 		observe_duration(KIND_GC, class, duration);
@@ -162,7 +164,7 @@ int BPF_KPROBE(gc_start_usdt)
 static __always_inline int finish_gc_usdt(struct pt_regs *ctx, __u8 class, __u32 tid, __u64 now)
 {
 	struct collecting *started = bpf_map_lookup_elem(&collections, &tid);
-	__u64 duration = UNKNOWN;
+	__u64 duration = UNKNOWN, process = usdt_pid(ctx, 0);
 	struct gc_record *gc;
 
 	if (started && started->since && !started_before_gate(KIND_GC, started->since))
@@ -170,10 +172,14 @@ static __always_inline int finish_gc_usdt(struct pt_regs *ctx, __u8 class, __u32
 
 	if (started)
 		started->since = 0;
+	if (settings.shortest_ns && (duration == UNKNOWN || duration < settings.shortest_ns))
+		return 0; /* also one of which the beginning was not seen */
+	if (!is_wanted(FLAG_TEXT_PID, process))
+		return 0;
 	count_event(KIND_GC, class);
 	if (duration != UNKNOWN)
 		observe_duration(KIND_GC, class, duration);
-	gc = reserve_record(KIND_GC, class, FLAG_TEXT_PID, tid, usdt_pid(ctx, 0));
+	gc = reserve_record(KIND_GC, class, FLAG_TEXT_PID, tid, process);
 	if (gc) {
 		gc->duration_ns = duration;
 		gc->reclaimed = usdt_argument(ctx, 1);

@@ -19,6 +19,8 @@ static __always_inline int count_send(__u8 class, __u8 flags, __u32 tid, __u64 f
 {
 	struct send_record *send;
 
+	if (!is_wanted(flags, from))
+		return 0;
 	count_event(KIND_SEND, class);
 	send = reserve_record(KIND_SEND, class, flags, tid, from);
 	if (send) {
@@ -43,8 +45,9 @@ int BPF_KPROBE(send_local, __u64 sender, __u64 receiver)
 
 	if (!enter_program(PROGRAM_SEND_LOCAL, &tid))
 		return 0;
-	if (is_streamed(KIND_SEND)) {
+	if (needs_process(KIND_SEND))
 		from = id_of(KIND_SEND, sender);
+	if (is_streamed(KIND_SEND)) {
 		to = id_of(KIND_SEND, receiver);
 		if (settings.send_message_register)
 			bpf_probe_read_kernel(&message, sizeof(message),
@@ -86,7 +89,7 @@ static __always_inline int count_remote(__u32 tid, __u64 context, __u64 term)
 {
 	__u64 from = 0;
 
-	if (is_streamed(KIND_SEND)) {
+	if (needs_process(KIND_SEND)) {
 		from = vm_field(KIND_SEND, context, settings.dsig_from);
 		if (!is_pid(from))
 			from = 0;
@@ -125,7 +128,7 @@ int BPF_KPROBE(send_usdt)
 	if (!enter_program(PROGRAM_SEND_USDT, &tid))
 		return 0;
 	to = usdt_pid(ctx, 1);
-	if (is_streamed(KIND_SEND))
+	if (needs_process(KIND_SEND))
 		from = usdt_pid(ctx, 0);
 	return count_send(to ? SEND_LOCAL : SEND_REMOTE, FLAG_TEXT_PID, tid, from, to,
 			  usdt_argument(ctx, 2), 0, 0);
@@ -136,6 +139,8 @@ static __always_inline int count_receive(__u8 flags, __u32 tid, __u64 process, _
 {
 	struct receive_record *receive;
 
+	if (!is_wanted(flags, process))
+		return 0;
 	count_event(KIND_RECEIVE, 0);
 	receive = reserve_record(KIND_RECEIVE, 0, flags, tid, process);
 	if (receive) {
@@ -157,8 +162,9 @@ int BPF_KPROBE(receive_entry, __u64 process)
 
 	if (!enter_program(PROGRAM_RECEIVE_ENTRY, &tid))
 		return 0;
-	if (is_streamed(KIND_RECEIVE)) {
+	if (needs_process(KIND_RECEIVE))
 		id = id_of(KIND_RECEIVE, process);
+	if (is_streamed(KIND_RECEIVE)) {
 		message = vm_field(KIND_RECEIVE, process, settings.process_sig_save);
 		if (message)
 			message = vm_word(KIND_RECEIVE, message, 0);
@@ -179,7 +185,7 @@ int BPF_KPROBE(receive_usdt)
 
 	if (!enter_program(PROGRAM_RECEIVE_USDT, &tid))
 		return 0;
-	if (is_streamed(KIND_RECEIVE))
+	if (needs_process(KIND_RECEIVE))
 		process = usdt_pid(ctx, 0);
 	return count_receive(FLAG_TEXT_PID, tid, process, 0, usdt_argument(ctx, 1), 0, 0);
 }

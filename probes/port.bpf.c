@@ -55,6 +55,10 @@ int BPF_KRETPROBE(port_open_return, __u64 port)
 		bpf_map_delete_elem(&openings, &tid);
 		return 0;
 	}
+	if (!is_wanted(0, opening ? opening->owner : 0)) {
+		bpf_map_delete_elem(&openings, &tid);
+		return 0;
+	}
 	count_event(KIND_PORT_OPEN, 0);
 	open = reserve_record(KIND_PORT_OPEN, 0, 0, tid, opening ? opening->owner : 0);
 	if (open) {
@@ -72,12 +76,16 @@ SEC("uprobe")
 int BPF_KPROBE(port_open_usdt)
 {
 	struct port_open_record *open;
+	__u64 process;
 	__u32 tid;
 
 	if (!enter_program(PROGRAM_PORT_OPEN_USDT, &tid))
 		return 0;
+	process = usdt_pid(ctx, 0);
+	if (!is_wanted(FLAG_TEXT_PID, process))
+		return 0;
 	count_event(KIND_PORT_OPEN, 0);
-	open = reserve_record(KIND_PORT_OPEN, 0, FLAG_TEXT_PID, tid, usdt_pid(ctx, 0));
+	open = reserve_record(KIND_PORT_OPEN, 0, FLAG_TEXT_PID, tid, process);
 	if (open) {
 		if (bpf_probe_read_user_str(open->name, sizeof(open->name),
 					    (const void *)usdt_argument(ctx, 1)) < 0)
@@ -91,6 +99,8 @@ static __always_inline int count_close(__u8 flags, __u32 tid, __u64 from, __u64 
 {
 	struct port_close_record *close;
 
+	if (!is_wanted(flags, from))
+		return 0;
 	count_event(KIND_PORT_CLOSE, 0);
 	close = reserve_record(KIND_PORT_CLOSE, 0, flags, tid, from);
 	if (close) {
@@ -175,17 +185,19 @@ static __always_inline int count_busy(__u8 class, __u8 flags, __u32 tid, __u64 o
 SEC("uprobe")
 int BPF_KPROBE(port_busy_entry, __u64 port, __u32 on)
 {
-	__u64 id;
+	__u64 id, owner;
 	__u8 class;
 	__u32 tid;
 
 	if (!enter_program(PROGRAM_PORT_BUSY_ENTRY, &tid))
 		return 0;
+	owner = vm_field(KIND_PORT_BUSY, port, settings.port_connected);
+	if (!is_wanted(0, owner))
+		return 0;
 	id = id_of(KIND_PORT_BUSY, port);
 	class = on ? PORT_BUSY_BUSY : PORT_BUSY_NOT_BUSY;
 	observe_busy(class, id);
-	return count_busy(class, 0, tid, vm_field(KIND_PORT_BUSY, port, settings.port_connected),
-			  id);
+	return count_busy(class, 0, tid, owner, id);
 }
 
 SEC("uprobe")

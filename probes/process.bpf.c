@@ -71,6 +71,11 @@ int BPF_KRETPROBE(spawn_return, __u64 child)
 		bpf_map_delete_elem(&spawns, &tid);
 		return 0;
 	}
+	/* Of named processes those count that they spawn: the child is in no map yet. */
+	if (!is_wanted(0, spawning ? spawning->parent : 0)) {
+		bpf_map_delete_elem(&spawns, &tid);
+		return 0;
+	}
 	count_event(KIND_SPAWN, 0);
 	now = bpf_ktime_get_ns();
 	if (bpf_map_update_elem(&births, &child, &now, BPF_ANY))
@@ -216,9 +221,11 @@ int BPF_KPROBE(exit_entry, __u64 process, __u64 reason)
 
 	if (!enter_program(PROGRAM_EXIT_ENTRY, &tid))
 		return 0;
+	id = id_of(KIND_EXIT, process);
+	if (!is_wanted(0, id))
+		return 0;
 	class = reason_class(reason, &seen);
 	count_event(KIND_EXIT, class);
-	id = id_of(KIND_EXIT, process);
 	observe_lifetime(class, id);
 	if (!is_crash(class) && !is_streamed(KIND_EXIT))
 		return 0;
@@ -277,14 +284,18 @@ SEC("uprobe")
 int BPF_KPROBE(exit_usdt)
 {
 	struct exit_record *exit;
+	__u64 process;
 	__u8 class;
 	__u32 tid;
 
 	if (!enter_program(PROGRAM_EXIT_USDT, &tid))
 		return 0;
+	process = usdt_pid(ctx, 0);
+	if (!is_wanted(FLAG_TEXT_PID, process))
+		return 0;
 	class = text_class((const char *)usdt_argument(ctx, 1));
 	count_event(KIND_EXIT, class);
-	exit = reserve_record(KIND_EXIT, class, FLAG_TEXT_PID, tid, usdt_pid(ctx, 0));
+	exit = reserve_record(KIND_EXIT, class, FLAG_TEXT_PID, tid, process);
 	if (exit)
 		submit_record(exit);
 	return 0;
@@ -294,6 +305,8 @@ static __always_inline int count_hibernate(__u8 flags, __u32 tid, __u64 process)
 {
 	struct hibernate_record *hibernate;
 
+	if (!is_wanted(flags, process))
+		return 0;
 	count_event(KIND_HIBERNATE, 0);
 	hibernate = reserve_record(KIND_HIBERNATE, 0, flags, tid, process);
 	if (hibernate)

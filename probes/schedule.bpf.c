@@ -26,10 +26,14 @@ static __always_inline int handle_in(__u8 flags, __u32 tid, __u64 process)
 	__u64 now = bpf_ktime_get_ns(), *since = bpf_map_lookup_elem(&running, &tid);
 	struct schedule_record *schedule;
 
+	if (!is_wanted(flags, process))
+		return 0;
 	if (since)
 		*since = now;
 	else if (bpf_map_update_elem(&running, &tid, &now, BPF_ANY))
 		count_failure(KIND_SCHEDULE);
+	if (settings.shortest_ns)
+		return 0; /* how long it runs is known when it is scheduled out */
 	count_event(KIND_SCHEDULE, SCHEDULE_IN);
 	schedule = reserve_record(KIND_SCHEDULE, SCHEDULE_IN, flags, tid, process);
 	if (schedule) {
@@ -64,12 +68,20 @@ static __always_inline int handle_out(__u8 flags, __u32 tid, __u64 now, __u64 pr
 	__u64 duration = UNKNOWN, *since = bpf_map_lookup_elem(&running, &tid);
 	struct schedule_record *schedule;
 
+	if (!is_wanted(flags, process))
+		return 0;
 	/* A process that was scheduled in before counting began has no start. */
 	if (since && *since && !started_before_gate(KIND_SCHEDULE, *since)) {
 		duration = now - *since;
 		*since = 0;
+		if (duration < settings.shortest_ns)
+			return 0;
 		observe_duration(KIND_SCHEDULE, SCHEDULE_OUT, duration);
+	} else if (settings.shortest_ns) {
+		return 0;
 	}
+	if (settings.shortest_ns)
+		count_event(KIND_SCHEDULE, SCHEDULE_IN); /* which was not counted then */
 	count_event(KIND_SCHEDULE, SCHEDULE_OUT);
 	schedule = reserve_record(KIND_SCHEDULE, SCHEDULE_OUT, flags, tid, process);
 	if (schedule) {
@@ -82,9 +94,9 @@ static __always_inline int handle_out(__u8 flags, __u32 tid, __u64 now, __u64 pr
 	return 0;
 }
 
-static __always_inline __u64 streamed_id(__u64 process)
+static __always_inline __u64 needed_id(__u64 process)
 {
-	return is_streamed(KIND_SCHEDULE) ? id_of(KIND_SCHEDULE, process) : 0;
+	return needs_process(KIND_SCHEDULE) ? id_of(KIND_SCHEDULE, process) : 0;
 }
 
 /* The hook may be some instructions into the function, where the process is in another register. */
@@ -92,7 +104,7 @@ static __always_inline __u64 moved_argument(struct pt_regs *ctx)
 {
 	__u64 process = 0;
 
-	if (!is_streamed(KIND_SCHEDULE))
+	if (!needs_process(KIND_SCHEDULE))
 		return 0;
 	bpf_probe_read_kernel(&process, sizeof(process),
 			      (void *)ctx + settings.schedule_in_register);
@@ -122,7 +134,7 @@ int BPF_KPROBE(schedule_out, __u64 dirty_scheduler, __u64 process, __u32 reducti
 		return 0;
 	if (dirty_scheduler || !process)
 		return 0;
-	return handle_out(0, tid, now, streamed_id(process), reductions, is_runnable(process));
+	return handle_out(0, tid, now, needed_id(process), reductions, is_runnable(process));
 }
 
 SEC("uprobe")

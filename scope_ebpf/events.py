@@ -84,6 +84,8 @@ MARK_SLOTS = 4096
 MARK_OPEN_CALLS = 16
 #: pairs of a marked function and a place that its calls return to; calls of others are of unknown callers
 MARK_CALLERS = 16384
+#: processes of which alone events are counted, where that is asked for
+MAX_WANTED = 16384
 #: M:F/A as the interpreter's function probes write it: DTRACE_TERM_BUF_SIZE
 FUNCTION_TEXT_BYTES = 256
 
@@ -417,6 +419,8 @@ SETTINGS = np.dtype([
     ("process_module", "<u4"),
     ("registered_name", "<u4"),
     ("map_subtag", "<u4"),
+    ("shortest_ns", "<u8"),
+    ("filtered", "<u8"),
 ])
 
 #: The process that loaded programs observe. It changes when programs are reused, so it is not a constant. An atom of 0 is unknown.

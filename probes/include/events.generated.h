@@ -35,6 +35,7 @@
 #define MARK_SLOTS 4096 /* marked functions that are counted apart, of those that are called; the first slot is of the others */
 #define MARK_OPEN_CALLS 16 /* open calls of one process that are followed; a power of two */
 #define MARK_CALLERS 16384 /* pairs of a marked function and a place that its calls return to; calls of others are of unknown callers */
+#define MAX_WANTED 16384 /* processes of which alone events are counted, where that is asked for */
 #define FUNCTION_TEXT_BYTES 256 /* M:F/A as the interpreter's function probes write it: DTRACE_TERM_BUF_SIZE */
 
 enum kind {
@@ -496,6 +497,8 @@ struct settings {
 	__u32 process_module; /* the same, of the function that it was started with, bytes */
 	__u32 registered_name; /* offset into RegProc, bytes */
 	__u32 map_subtag; /* type in the header word of a map; 0 if it is unknown */
+	__u64 shortest_ns; /* a collection and a schedule shorter than this are not counted, ns */
+	__u64 filtered; /* 1: only what happens to processes in the map wanted counts */
 };
 
 /* The process that loaded programs observe. It changes when programs are reused, so it is not a constant. An atom of 0 is unknown. */

@@ -43,6 +43,17 @@ struct {
 	__type(value, __u64);
 } hits SEC(".maps");
 
+/*
+ * Processes of which alone events count, where settings say so: their ids, see is_wanted(). Made
+ * MAX_WANTED large where they do.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u64);
+	__type(value, __u64);
+} wanted SEC(".maps");
+
 /* 1 while events count, so that all hooks start and stop at the same time, however long attaching
  * takes. */
 struct {

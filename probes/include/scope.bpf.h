@@ -122,6 +122,23 @@ static __always_inline bool is_streamed(enum kind kind)
 	return settings.streamed & (1ULL << kind);
 }
 
+/* Whether a program must know the process that an event happens to. */
+static __always_inline bool needs_process(enum kind kind)
+{
+	return settings.filtered || is_streamed(kind);
+}
+
+/* A pid of a text, number | serial << 32, is another number than the term of the same process. */
+#define TEXT_KEY (1ULL << 63)
+
+/* Whether events of *process* count: of all, unless the user has named some. */
+static __always_inline bool is_wanted(__u8 flags, __u64 process)
+{
+	__u64 key = flags & FLAG_TEXT_PID ? process | TEXT_KEY : process;
+
+	return !settings.filtered || bpf_map_lookup_elem(&wanted, &key);
+}
+
 /*
  * A record in the ring, with its header filled in and its body zero; NULL if the kind is not
  * streamed, or if the ring is full, which is counted. Any other result must be given to

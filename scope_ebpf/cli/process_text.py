@@ -68,6 +68,16 @@ def _waits_for(found: Mapping[str, Any] | None) -> list[str]:
     return [f"  waits for     {escaped(spelled(asked))}"]
 
 
+def _held(mailbox: Mapping[str, Any]) -> list[str]:
+    """What the messages hold, where they hold anything."""
+    if not mailbox["outside_bytes"]:
+        return []
+    about = "about " * mailbox["estimated"]
+    binaries = f", {about}{mailbox['binary_bytes']:,} bytes of binaries"
+    held = f"{about}{mailbox['outside_bytes']:,} bytes{binaries * bool(mailbox['binary_bytes'])}"
+    return [f"  messages hold {held}"]
+
+
 def lines(process: Mapping[str, Any]) -> list[str]:
     """Write one process, as ``beam.processes.detail`` describes it, line by line."""
     text = [_pid(process)]
@@ -78,6 +88,7 @@ def lines(process: Mapping[str, Any]) -> list[str]:
             shown = str(value).lower() if isinstance(value, bool) else spelled(str(value))
             number = f"{value:,}" if type(value) is int else escaped(shown)
             text.append(f"  {label:<13} {about}{number}{unit}")
+    text += _held(process["mailbox"])
     text += [f"  {label:<13} {process[key]:,}" for label, key in _RARE if process[key]]
     text += _waits_for(process["waits_for"])
     if process["moved"]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from scope_ebpf.beam.processes.sizes import Sizes
 from scope_ebpf.beam.processes.table import CHUNK, binary_bytes
 from scope_ebpf.beam.processes.view import Viewer, document
 from scope_ebpf.cli import top_watch
@@ -93,7 +92,7 @@ def _print_json(target: Target, arguments: argparse.Namespace) -> int:
     # In parts: a million of them would not fit in memory as objects.
     for first in range(0, len(order), CHUNK):
         part = order[first : first + CHUNK]
-        shown = Sizes(sizes.bytes[part], sizes.exact[part])
+        shown = sizes.some(part)
         described = cast("list[TopRow]", viewer.describe(rows[part], sizes=shown))
         if arguments.sort == "gc":
             for one, pid in zip(described, rows["id"][part].tolist(), strict=True):

@@ -24,6 +24,7 @@ from scope_ebpf.cli.options import (
     add_max_cost,
     add_output,
     interval,
+    milliseconds,
     parse_events,
     ring_megabytes,
     time,
@@ -32,6 +33,7 @@ from scope_ebpf.cli.target import WordsError, add_target, find_vm, words_of
 from scope_ebpf.errors import UsageError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.cost import CostMeasurement
+from scope_ebpf.runs.filters import Filter
 from scope_ebpf.runs.streaming import LazyStream
 from scope_ebpf.runs.terminal import alone, open_output, output_error
 from scope_ebpf.runs.trace import Trace, TraceOptions
@@ -66,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stream", action="store_true", help="with text: a line for each event")
     add_output(parser)
     add_hooks(parser)
+    _add_filters(parser)
     add_budget(parser)
     add_max_cost(parser)
     parser.add_argument(
@@ -77,12 +80,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--process",
+        metavar="WHO",
+        help="count events of one Erlang process alone, by its pid or name, or of all that run one "
+        "module; decided in the kernel, and everything of them is counted, as with --exact",
+    )
+    parser.add_argument(
+        "--min-duration",
+        type=milliseconds,
+        metavar="TIME",
+        help="gc and schedule count what takes so long or longer; a number alone is milliseconds. "
+        "Everything of it is counted, as with --exact",
+    )
+
+
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns its exit code."""
     vm = _take_words(arguments)
     host.require()
     wanted = parse_events(arguments.events)
-    streams, budget = _streams(arguments), _budget(arguments)
+    streams, budget = _streams(arguments), _budget(arguments, _only(arguments, wanted))
     if arguments.interval is not None and budget is not None:
         from scope_ebpf.cli.follow import follow
 
@@ -134,7 +153,20 @@ def _streams(arguments: argparse.Namespace) -> bool:
     return arguments.format == "jsonl" or bool(arguments.stream)
 
 
-def _budget(arguments: argparse.Namespace) -> float | None:
+def _only(arguments: argparse.Namespace, wanted: tuple[str, ...]) -> Filter:
+    """What alone is counted; raises UsageError where it can be said of nothing that is wanted."""
+    only = Filter(arguments.process, arguments.min_duration)
+    if only.shortest_ms and not {"gc", "schedule"} & {*wanted}:
+        raise UsageError("--min-duration is of gc and schedule; long_call has --slow-call")
+    if only and arguments.interval is not None:
+        raise UsageError(
+            "--interval has summaries within a --budget; --process and --min-duration count "
+            "everything of what they name: leave --interval out"
+        )
+    return only
+
+
+def _budget(arguments: argparse.Namespace, only: Filter) -> float | None:
     """The budget of a run; None where everything is counted."""
     given: float | None = arguments.budget
     streams = _streams(arguments)
@@ -143,8 +175,13 @@ def _budget(arguments: argparse.Namespace) -> float | None:
             "a stream has every event, so it keeps no --budget; --max-cost ends it where it costs "
             "the VM too much"
         )
+    if only and given not in (None, COUNT_ALL):
+        raise UsageError(
+            "--process and --min-duration count everything of what they name, so they keep no "
+            "--budget; --max-cost ends the run where it costs the VM too much"
+        )
     if given is None:
-        given = None if streams else DEFAULT_BUDGET
+        given = None if streams or only else DEFAULT_BUDGET
     return None if given == COUNT_ALL else given
 
 
@@ -165,6 +202,7 @@ def _trace(
             max_cost=arguments.max_cost,
             ring_bytes=arguments.ring << 20,
             output=arguments.output,
+            only=_only(arguments, wanted),
         )
         streamed, state = _streams(arguments), StateReader(target)
         return Trace(

@@ -58,6 +58,21 @@ class Row(NamedTuple):
     total_ns: int
 
 
+class Waited(NamedTuple):
+    """Processes that did not run at all, and are alike."""
+
+    processes: int
+    #: Name, callback module or first function.
+    who: str
+    #: ``calls`` for those that wait for a server's reply, or one of ``events.WAIT_REASONS``.
+    why: str
+    #: Where they wait, and which function called that; "" where it is not known.
+    function: str
+    caller: str
+    #: The server; "" for what is no call.
+    server: str
+
+
 @dataclass(slots=True)
 class Quality:
     """
@@ -102,6 +117,10 @@ class Profile:
     quality: Quality = field(default_factory=Quality)
     #: What a reader of the figures should know.
     notes: list[str] = field(default_factory=list)
+    #: Off the CPU: those that waited all the time, which are in no sample, and servers among them
+    #: that had nothing to do.
+    waited: list[Waited] = field(default_factory=list)
+    idle: int = 0
 
     @property
     def title(self) -> str:

@@ -231,10 +231,11 @@ def _holders(
     binaries = binary_bytes(rows)
     more = process_growth(span, rows)
     by_growth = span.sort == "growth"
-    key = more[0] if by_growth else process_sizes(span, rows, viewer)
-    large = _largest(key, _CANDIDATES * limit)
-    held = _largest(more[1] if by_growth else binaries.astype(np.float64), limit)
-    held = held[(binaries[held] > 0)]
+    sizes, referred = process_sizes(span, rows, viewer)
+    held_by = binaries + referred
+    large = _largest(more[0] if by_growth else sizes, _CANDIDATES * limit)
+    held = _largest(more[1] if by_growth else held_by, limit)
+    held = held[(held_by[held] > 0)]
     found = _described(viewer, rows, distinct(np.concatenate([large, held])), more)
     by_pid = {one["pid"]: one for one in found}
     shown = "heap_bytes_per_second" if by_growth else "memory_bytes"
@@ -243,10 +244,13 @@ def _holders(
     return processes, [by_pid[pid] for pid in texts if pid in by_pid]
 
 
-def process_sizes(span: Span, rows: NDArray[np.void], viewer: Viewer) -> NDArray[np.float64]:
+def process_sizes(
+    span: Span, rows: NDArray[np.void], viewer: Viewer
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """
     Bytes of each process of the look's *rows*, of its heaps and mailbox, to find the largest by.
 
+    Also those of binaries that its messages refer to.
     Of long mailboxes they are estimates; that not all mailboxes were read is noted in the look.
     """
     found = heap_bytes(span.target, rows).astype(np.float64)
@@ -260,11 +264,13 @@ def process_sizes(span: Span, rows: NDArray[np.void], viewer: Viewer) -> NDArray
     chosen = min(waiting, _MAILBOXES)
     longest = _largest(rows["mailbox"].astype(np.float64), chosen)
     fresh = viewer.table.at(np.sort(rows["slot"][longest]).astype(np.int64)).rows
-    walked = viewer.sizes(fresh, min(_WALK, _MESSAGES // max(1, chosen))).bytes
-    sizes = dict(zip(fresh["id"].tolist(), walked.tolist(), strict=True))
+    walked = viewer.sizes(fresh, min(_WALK, _MESSAGES // max(1, chosen)))
+    referred = np.zeros(len(rows))
     ids = rows["id"][longest].tolist()
-    found[longest] = [sizes.get(pid, size) for pid, size in zip(ids, found[longest], strict=True)]
-    return found
+    for into, of in ((found, walked.bytes), (referred, walked.mailboxes.binaries)):
+        sizes = dict(zip(fresh["id"].tolist(), of.tolist(), strict=True))
+        into[longest] = [sizes.get(pid, size) for pid, size in zip(ids, into[longest], strict=True)]
+    return found, referred
 
 
 def process_growth(
@@ -297,7 +303,7 @@ def _described(
     place = dict(zip(rows["id"][chosen].tolist(), chosen.tolist(), strict=True))
     fresh = viewer.table.at(np.sort(rows["slot"][chosen]).astype(np.int64)).rows
     fresh = fresh[within(fresh["id"], rows["id"][chosen])]
-    sizes, exact = viewer.sizes(fresh)
+    sizes, exact, waiting = viewer.sizes(fresh)
     names, calls = viewer.names.registered(fresh), viewer.names.initial_calls(fresh)
     held, at = binary_bytes(fresh), [place[pid] for pid in fresh["id"].tolist()]
     return [
@@ -309,6 +315,7 @@ def _described(
             "memory_estimated": not bool(exact[index]),
             "binary_bytes": int(held[index]),
             "messages": int(fresh["mailbox"][index]),
+            "message_binary_bytes": int(waiting.binaries[index]),
             "heap_bytes_per_second": _known(more[0][at[index]]),
             "binary_bytes_per_second": _known(more[1][at[index]]),
         }

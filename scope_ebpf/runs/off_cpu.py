@@ -25,6 +25,7 @@ from scope_ebpf.kernel.observers.thread_watch import attach_or_reason
 from scope_ebpf.results.profile import Frame, Profile, Sample
 from scope_ebpf.runs.profiler import ProfileRun
 from scope_ebpf.runs.symbolizer import Symbolizer, wait_frame
+from scope_ebpf.runs.waited import waited
 from scope_ebpf.sessions import plan_target
 
 if TYPE_CHECKING:
@@ -140,11 +141,12 @@ def _add_pending(
     profile: Profile,
     sites: Counter[tuple[int, int]],
 ) -> None:
-    """Add the processes that still wait, as they are in memory; count those that never ran."""
-    now, idle, records = time.monotonic_ns(), 0, []
+    """Add the processes that still wait, as they are in memory; those that never ran apart."""
+    now, records = time.monotonic_ns(), []
+    still: list[tuple[int, int]] = []
     for process, waiting in waits.pending():
         if not waiting["seen"]:
-            idle += 1
+            still.append((process, int(waiting["i"])))
             continue
         try:
             record = _pending_sample(target, process, waiting, now)
@@ -157,8 +159,12 @@ def _add_pending(
         symbolizer.take(records)
     except ScopeError:
         profile.notes.append("the target ended while its waiting processes were read")
-    if idle:
-        profile.notes.append(f"{idle:,} processes waited all the time, and are left out")
+    try:
+        profile.waited, profile.idle = waited(target, still)
+    except ScopeError as error:
+        profile.notes.append(
+            f"{len(still):,} processes waited all the time; where is not known: {error}"
+        )
 
 
 def _pending_sample(target: Target, process: int, waiting: np.void, now: int) -> bytes | None:

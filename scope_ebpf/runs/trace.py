@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scope_ebpf import events
+from scope_ebpf.attach.plan import Plan
 from scope_ebpf.budget.forecast import Forecaster
 from scope_ebpf.errors import HostError, NothingToAttachError, ReadRefusedError
 from scope_ebpf.kernel.attach.leftovers import heal
@@ -17,6 +18,7 @@ from scope_ebpf.pipes import UnreadPipeError
 from scope_ebpf.planning.planner import semaphores
 from scope_ebpf.relations import checked_summary
 from scope_ebpf.runs.crashes import named
+from scope_ebpf.runs.filters import Filter, Wanted
 from scope_ebpf.runs.loop import Loop, Stop, require_target
 from scope_ebpf.runs.probation import Probation, proven
 from scope_ebpf.runs.target_cost import HitMeter
@@ -80,6 +82,8 @@ class TraceOptions(NamedTuple):
     ring_bytes: int = 16 << 20
     #: Path of the output, for error messages; None for standard output.
     output: str | None = None
+    #: What alone is counted.
+    only: Filter = Filter()
 
 
 class Counted(NamedTuple):
@@ -121,9 +125,12 @@ class Trace:
         self._target = target
         self._options = options
         planned = plan_events(target, wanted, options.via, options.slow_call_ms)
-        if streamed:
+        planned = planned._replace(plan=options.only.plan(planned.plan))
+        if streamed or options.only:
             planned = proven(target, planned)
-        self._probation = Probation(target, planned.plan)
+        self._probation = Probation(target, Plan(()) if options.only else planned.plan)
+        options.only.set(planned.settings)
+        self._wanted = Wanted(target, options.only.process)
         #: What is attached, and what is not, with the reason of each.
         self.plan = planned.plan
         #: What a reader of the figures should know.
@@ -195,6 +202,7 @@ class Trace:
 
     def _count(self, session: Session, sink: Sink | None, *, bar: bool) -> ScopeError | None:
         """Let events count until there is a reason to stop."""
+        self._wanted.begin(session)
         self._meter.begin(session)
         self._probation.begin(session)
         if self._state:
@@ -239,6 +247,7 @@ class Trace:
                     self._state.look()
                 self._meter.look(session, now)
                 self._probation.look(session, now)
+                self._wanted.look(session, now)
                 advance(now - loop.started)
                 return self._write(session, sink) if sink and not self._stop.reason else None
 
@@ -305,7 +314,7 @@ class Trace:
             stopped_because=self._stop.reason,
             events=found,
             cost=Cost(sum(counted.hits.values()), cpu, self._meter.share()),
-            notes=(*self.notes, *notes_of(cost), *carried_notes(found)),
+            notes=(*self.notes, *self._wanted.notes(), *notes_of(cost), *carried_notes(found)),
             state=counted.state,
             crashes=self._crashes,
         )

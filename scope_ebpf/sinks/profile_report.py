@@ -16,9 +16,20 @@ if TYPE_CHECKING:
 OWNERS = 10
 FUNCTIONS = 20
 INNERMOST = 10
+WAITED = 15
 _WHERE = {
     "cpu": ("ERLANG FUNCTION", "OUTSIDE ERLANG CODE"),
     "off-cpu": ("WAITING IN", "WHY"),
+}
+
+
+#: Why processes waited all the time.
+_WHY = {
+    "calls": "waits for a reply",
+    "suspended": "suspended",
+    "run_queue": "waits in the run queue",
+    "dirty": "on a dirty scheduler, or waiting for one",
+    "receive": "waits for a message or a timeout",
 }
 
 
@@ -33,6 +44,24 @@ def print_profile(profile: Profile, output: TextIO) -> None:
     output.write("\n")
     _table(inside, profile.innermost(), total, INNERMOST, output, own=False)
     output.write("\n" + last_lines(profile))
+
+
+def waited_lines(profile: Profile) -> list[str]:
+    """Processes that waited all the time and are in no figure above, a line for each group."""
+    if not profile.waited and not profile.idle:
+        return []
+    count = sum(one.processes for one in profile.waited)
+    head = f"all the time: {count:,} processes did not run at all, besides {profile.idle:,} servers"
+    lines = [f"{head} without a message"]
+    for one in profile.waited[:WAITED]:
+        called = f", called by {one.caller}" if one.caller else ""
+        whom = f", for {one.server}" if one.server else ""
+        text = f"{one.who}: {_WHY[one.why]}{whom}, in {one.function}{called}"
+        lines.append(f"{one.processes:>9,}  {plain(spelled(text))}")
+    left = profile.waited[WAITED:]
+    if left:
+        lines.append(f"{sum(one.processes for one in left):>9,}  ({len(left)} more)")
+    return lines
 
 
 def _table(
@@ -71,6 +100,7 @@ def last_lines(profile: Profile) -> str:
     lines.append(f"lost: {quality.lost:,} samples; {quality.failed:,} with unreadable memory")
     if not profile.samples and profile.kind == "cpu":
         lines.append("no sample was taken: the VM was idle, and --off-cpu shows what it waits in")
+    lines += waited_lines(profile)
     lines += [f"note: {plain(note)}" for note in profile.notes]
     return "\n".join(lines) + "\n"
 

@@ -14,6 +14,7 @@ from tracing import scope_trace
 
 from scope_ebpf.beam.held.memory import MemoryReader
 from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.daemon.readings.snapshots import Table
 from scope_ebpf.runs.memory import Span, document
 
 FIELDS = (
@@ -344,3 +345,23 @@ def test_few_large_messages_make_a_process_large(beam):
     assert 4_800_000 <= first["memory_bytes"] < 4_810_000
     rest = look.document["kinds"]["processes"] - first["memory_bytes"] - second["memory_bytes"]
     assert max(0, rest) == look.document["processes_beyond_rows_bytes"]
+    # The rankings of the daemon, which read the table in parts.
+    reading = Table(inspect(beam.pid)).read(2, lambda _: None)
+    assert "addressee" == reading.names[reading.memories[0].pid]
+
+
+def test_binaries_in_messages_are_those_of_the_process_that_has_them(beam):
+    """
+    23 messages with a binary of a million bytes each: ``ps`` and ``memory`` say so.
+    """
+    assert "done" == beam.ask("parcels 23")
+    words = ("--pid", str(beam.pid), "--format", "json")
+    process = scope_trace("ps", "recipient", *words).document["process"]
+    assert {"binary_bytes": 23_000_000, "estimated": False}.items() <= process["mailbox"].items()
+    # A tuple of two and what refers to a binary take some words of each message.
+    assert 23 * 88 < process["mailbox"]["outside_bytes"] < 23 * 200
+    assert 0 == process["binary_bytes"]
+    first = scope_trace("memory", "--once", *words).document["binaries"][0]
+    assert ("recipient", 0, 23_000_000) == tuple(
+        first[key] for key in ("name", "binary_bytes", "message_binary_bytes")
+    )

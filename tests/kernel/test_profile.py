@@ -159,6 +159,33 @@ def test_planted_waits_are_named_and_as_long_as_they_were(kind: str, tmp_path: P
     assert found["split_b:wait/1"] == pytest.approx(truth[1], rel=EXACT)
 
 
+def test_who_waits_all_the_time_is_shown_with_why_and_for_whom():
+    """
+    23 callers of one server, one process that another suspended, and one at a port that is busy.
+    """
+    require_root()
+    with start_beam("stock25", "-s", "ailing") as beam:
+        beam.expect("ready")
+        for case in ("crowd", "suspended", "port"):
+            beam.ask(f"plant {case}")
+        words = ("profile", "--off-cpu", "--pid", str(beam.pid), "--duration", "1")
+        lines = [line.strip() for line in scope_trace(*words).output.splitlines()]
+    (head,) = [line for line in lines if line.startswith("all the time: ")]
+    assert re.search(r"besides [1-9]\d* servers without a message", head)
+    (callers,) = [line for line in lines if "for checkout" in line]
+    assert callers.startswith(
+        "23  ailing:caller/0: waits for a reply, for checkout, in gen:do_call"
+    )
+    (debugged,) = [line for line in lines if "debugged:" in line]
+    assert debugged.startswith("1  debugged: suspended, in ailing:hold/0")
+    (printer,) = [line for line in lines if "printer:" in line]
+    assert printer.startswith("1  printer: suspended, in erts_internal:port_command/3")
+    assert "called by erlang:port_command/2" in printer
+    # Those that wait for somebody come before those that merely wait.
+    waits = [line for line in lines if "waits for a message or a timeout, in " in line]
+    assert max(map(lines.index, (callers, debugged, printer))) < lines.index(waits[0])
+
+
 def test_an_interpreter_shows_processes_and_no_erlang_functions(tmp_path: Path):
     """
     What it runs is in its registers; the word that it left in the process is of another time.

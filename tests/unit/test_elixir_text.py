@@ -56,6 +56,10 @@ def test_a_function_of_elixir_is_written_as_elixir_does(text: str, expected: str
     assert expected == spelled(text)
 
 
+#: What the messages of an empty mailbox hold.
+HOLDS_NOTHING = {"outside_bytes": 0, "binary_bytes": 0, "estimated": False}
+
+
 def test_calls_are_spelled_for_people_alone():
     """
     Lines, tables and callers in text; the fields of JSON as they were.
@@ -112,7 +116,9 @@ def test_messages_of_one_tag_in_a_row_are_one_line():
     """
     shapes = ["{'$gen_cast',_}"] * 9 + ["{'Elixir.Shop.Tick',_}"]
     text = process_text.lines(
-        collections.defaultdict(lambda: None, messages=shapes, stack=[], moved=[])
+        collections.defaultdict(
+            lambda: None, messages=shapes, stack=[], moved=[], mailbox=HOLDS_NOTHING
+        )
     )
     first = next(n for n, line in enumerate(text) if "first messages" in line)
     assert ["    9 x {'$gen_cast',_}", "    {Shop.Tick,_}"] == text[first + 1 : first + 3]
@@ -131,6 +137,7 @@ def test_a_pid_is_written_as_the_language_of_its_process_does(process: dict, pid
     A process that runs or is named by a module of Elixir has its pid as Elixir writes it.
     """
     about = collections.defaultdict(lambda: None, pid="<0.97.0>", **process)
+    about |= {"mailbox": HOLDS_NOTHING}
     about |= {"messages": [], "stack": [], "moved": [], "trap_exit": True}
     text = process_text.lines(about)
     assert pid == text[0]

@@ -167,6 +167,7 @@ def test_stacks_as_text_have_counts_frames_and_what_is_left_out():
 HOLDER = {
     "pid": "<0.85.0>", "name": "a\x1b[2J", "initial_call": "shop:init/1", "memory_bytes": 2_300_000,
     "memory_estimated": True, "binary_bytes": 23, "messages": 77,
+    "message_binary_bytes": 7_000,
     "heap_bytes_per_second": -500.0, "binary_bytes_per_second": 0.0,
 }  # fmt: skip
 KINDS = ("total", "processes", "processes_used", "system", "atom", "atom_used", "binary", "code")
@@ -211,7 +212,7 @@ def test_memory_as_text_has_kinds_holders_and_what_was_not_read():
     assert ["binary", "1.0k", "230", "23", "%", "0"] in words
     assert ["ETS", "tables", "7", "-", "-", "1"] in words
     (holder,) = [line for line in lines if "<0.85.0>" in line]
-    assert ["~2.3M", "23", "77", "-500"] == holder.split()[-4:]
+    assert ["~2.3M", "7.0k", "77", "-500"] == holder.split()[-4:]
     assert "23 persistent terms, 77 bytes, the largest ? 7" in lines
     assert "not read: code: hidden" == lines[-1]
     assert "2 processes changed too fast to be read" == lines[-2]
@@ -330,10 +331,15 @@ def test_mailboxes_are_read_to_find_the_largest_process(monkeypatch):
     rows = np.zeros(5, kind)
     rows["id"], rows["slot"], rows["mailbox"] = np.arange(5) + 10, np.arange(5), [5, 0, 60, 7, 1]
     there = lambda slots: SimpleNamespace(rows=rows[slots[slots != 3]])  # noqa: E731
-    sizes = lambda rows, _: SimpleNamespace(bytes=rows["id"] * np.uint64(1000))  # noqa: E731
+
+    def sizes(rows, _):
+        boxes = SimpleNamespace(binaries=rows["id"] * 7.0)
+        return SimpleNamespace(bytes=rows["id"] * np.uint64(1000), mailboxes=boxes)
+
     viewer = SimpleNamespace(table=SimpleNamespace(at=there), sizes=sizes)
     look = SimpleNamespace(refused={})
     span = Span(SimpleNamespace(layout=layout), look, None, 0.0, 5)
-    found = memory.process_sizes(span, rows, viewer)
+    found, referred = memory.process_sizes(span, rows, viewer)
     assert [10_000, 100, 12_000, 100, 100] == found.tolist()
+    assert [70, 0, 84, 0, 0] == referred.tolist()
     assert look.refused["mailboxes"].startswith("of 4 that have messages the 3 longest were read")

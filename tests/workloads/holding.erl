@@ -7,6 +7,7 @@
 %%   timers N    N timers more
 %%   swell N     the process culprit holds N binaries of a million bytes more
 %%   letters N   addressee has N messages of 1.6 MB off its heap, 40 processes have 60 small ones
+%%   parcels N   recipient has N messages off its heap, each with a binary of a million bytes
 %%   mailboxes N N processes more with 25 messages each
 %%   atoms N     the atoms planted_1 to planted_N
 %%   ports       answers with a line for each port, then "end"
@@ -97,6 +98,9 @@ hold(Set, Size) ->
         {"letters", From, Count} ->
             spawn(fun() -> letters(Count), From ! done end),
             hold(Set, Size);
+        {"parcels", From, Count} ->
+            spawn(fun() -> parcels(Count), From ! done end),
+            hold(Set, Size);
         {"mailboxes", From, Count} ->
             [P ! N || P <- [spawn(?MODULE, other, []) || _ <- lists:seq(1, Count)], N <- lists:seq(1, 25)],
             From ! done,
@@ -136,6 +140,10 @@ letters(Count) ->
     [P ! N || P <- [spawn(?MODULE, other, []) || _ <- lists:seq(1, 40)], N <- lists:seq(1, 60)],
     register(addressee, spawn_opt(?MODULE, other, [], [{message_queue_data, off_heap}])),
     [addressee ! lists:seq(1, 100000) || _ <- lists:seq(1, Count)].
+
+parcels(Count) ->
+    register(recipient, spawn_opt(?MODULE, other, [], [{message_queue_data, off_heap}])),
+    [recipient ! {parcel, binary:copy(<<N>>, 1000000)} || N <- lists:seq(1, Count)].
 
 %% Holds 23 binaries of 100,000 bytes.
 hoarder(Keeper) ->

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.processes.view import Viewer
     from scope_ebpf.results.documents.processes import ProcessDetail, WaitsFor
 
-__all__ = ["FIELDS", "MAX_MESSAGES", "detail", "find", "frames", "near"]
+__all__ = ["FIELDS", "MAX_MESSAGES", "PID", "detail", "find", "frames", "near"]
 
 #: The columns that :func:`detail` needs.
 FIELDS = (*ALL, *DETAIL)
+#: A pid of the VM itself, as Erlang, Elixir or a person writes it.
+PID = re.compile(r"(?:#PID)?<?(\d+\.\d+\.\d+)>?")
 #: Frames that are shown.
 MAX_FRAMES = 50
 _WORD = 8
@@ -63,7 +65,8 @@ def detail(viewer: Viewer, rows: NDArray[np.void]) -> ProcessDetail:
 
 def _describe(viewer: Viewer, moment: Moment) -> ProcessDetail:
     rows, row = moment.rows, moment.rows[0]
-    described = viewer.describe(rows)[0]
+    sizes = viewer.sizes(rows)
+    described = viewer.describe(rows, sizes=sizes)[0]
     ancestors = viewer.names.dictionary(rows, "$ancestors")[0]
     named = viewer.terms.text(int(ancestors)) if ancestors else None
     moved = moment.moved
@@ -81,6 +84,11 @@ def _describe(viewer: Viewer, moment: Moment) -> ProcessDetail:
         "status_reason": status_reason(viewer, moment),
         "waits_for": _waits_for(viewer, moment),
         **_counts(viewer, moment),
+        "mailbox": {
+            "outside_bytes": int(sizes.mailboxes.bytes[0]),
+            "binary_bytes": int(sizes.mailboxes.binaries[0]),
+            "estimated": not (sizes.mailboxes.whole[0] and sizes.exact[0]),
+        },
         "messages": [_message(viewer, message) for message in moment.messages],
         "stack": [
             {"function": str(frame), "location": frame.location or None}
@@ -163,7 +171,7 @@ def find(viewer: Viewer, wanted: str) -> NDArray[np.void]:
     ``'my name'``, ``MyApp.Worker``. Shape ``(0,)`` if there is no such process.
     """
     rows = viewer.table.snapshot().rows
-    pid = _PID.fullmatch(wanted)
+    pid = PID.fullmatch(wanted)
     if pid:
         texts: list[str | None] = [*viewer.pids.texts(rows["id"])]
         spelled = [f"<{pid[1]}>"]
@@ -178,11 +186,7 @@ def find(viewer: Viewer, wanted: str) -> NDArray[np.void]:
 
 def near(viewer: Viewer, wanted: str) -> list[str]:
     """Registered names that are like *wanted*, as Elixir or Erlang write them."""
-    if _PID.fullmatch(wanted):
+    if PID.fullmatch(wanted):
         return []
     registered = viewer.names.registered(viewer.table.snapshot().rows)
     return [bare(name) for name in close(wanted.strip("'"), filter(None, registered))]
-
-
-#: A pid of the VM itself, as Erlang, Elixir or a person writes it.
-_PID = re.compile(r"(?:#PID)?<?(\d+\.\d+\.\d+)>?")

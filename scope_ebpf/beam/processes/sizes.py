@@ -45,11 +45,29 @@ _SHARED = 2
 _RECEIVE_MARK = 16  # ERTS_SIG_Q_OP_RECV_MARK
 
 
+class Mailboxes(NamedTuple):
+    """What waits in each mailbox, shape ``(n,)``; what is not whole is an estimate."""
+
+    #: Of messages outside of the process's heap.
+    bytes: NDArray[np.float64]
+    #: Of the off-heap binaries that those refer to; one counts as often as it is referred to.
+    binaries: NDArray[np.float64]
+    whole: NDArray[np.bool_]
+
+
 class Sizes(NamedTuple):
     """Bytes of each process, shape ``(n,)``, and which are exact: the rest are estimates."""
 
     bytes: NDArray[np.uint64]
     exact: NDArray[np.bool_]
+    #: What is in them of mailboxes.
+    mailboxes: Mailboxes
+
+    def some(self, part: NDArray[np.int64]) -> Sizes:
+        """Those of the rows *part*."""
+        box = self.mailboxes
+        held = Mailboxes(box.bytes[part], box.binaries[part], box.whole[part])
+        return Sizes(self.bytes[part], self.exact[part], held)
 
 
 def memory_bytes(
@@ -73,9 +91,9 @@ def memory_bytes(
         size, whole = part(target, roots, limit, blocks)
         total += size
         exact &= whole
-    size, whole = _messages(target, rows, limit, blocks)
-    total += size
-    exact &= whole
+    waiting = mailboxes(target, rows, limit, blocks)
+    total += waiting.bytes
+    exact &= waiting.whole
     if layout.has("ErtsPSD", "sizeof"):
         total += np.where(rows["psd"] != 0, layout.size("ErtsPSD"), 0)
     else:
@@ -85,7 +103,7 @@ def memory_bytes(
     size, whole = _dictionaries(target, rows["dictionary"])
     # Memory that was freed and used again under the reader may claim anything.
     odd = total + size > base + _MAX_BESIDES
-    return Sizes(np.where(odd, base, total + size).astype(np.uint64), exact & whole & ~odd)
+    return Sizes(np.where(odd, base, total + size).astype(np.uint64), exact & whole & ~odd, waiting)
 
 
 def _sum(owners: NDArray[np.int64], sizes: NDArray[np.float64], count: int) -> NDArray[np.float64]:
@@ -256,8 +274,8 @@ def _extended(
     return size + _WORD * words, whole
 
 
-def _messages(target: Target, rows: NDArray[np.void], limit: int, blocks: Blocks) -> _Part:
-    """Return the bytes of each mailbox, estimated from the first messages of a long one."""
+def mailboxes(target: Target, rows: NDArray[np.void], limit: int, blocks: Blocks) -> Mailboxes:
+    """Return what each mailbox holds, estimated from the first messages of a long one."""
     layout, memory = target.layout, target.memory
     block = layout.size("ErtsMessage")
     used = layout.offset("ErtsMessage", "hfrag.used_size")
@@ -282,9 +300,10 @@ def _messages(target: Target, rows: NDArray[np.void], limit: int, blocks: Blocks
     fitting = blocks.fits("ErtsMessage", addresses[there], sizes_of_blocks)
     whole[owners[there][~fitting]] = False
     if blocks.disproves("ErtsMessage"):
-        return np.zeros(len(rows)), rows["first_message"] == 0
+        return Mailboxes(np.zeros(len(rows)), np.zeros(len(rows)), rows["first_message"] == 0)
     if not blocks.knows("ErtsMessage"):
         whole[owners] = False
+    binaries = np.where(combined, _referred(nodes, fragment), 0.0)
     sizes[combined] += _WORD * np.where(words > _MAX_PAYLOAD, 0, words)[combined]
     # The payload goes on in further fragments, or lies in fragments alone.
     chained = np.where(combined, column(nodes, fragment, np.uint64), data)
@@ -300,13 +319,36 @@ def _messages(target: Target, rows: NDArray[np.void], limit: int, blocks: Blocks
     complete[heads[~blocks.fits("ErlHeapFragment", starts, sizes_of_blocks)]] = False
     lengths = _WORD * np.where(words > _MAX_PAYLOAD, 0, words).astype(np.float64)
     sizes += _sum(heads, lengths, len(chained))
+    binaries += _sum(heads, _referred(fragments, 0), len(chained))
     whole[owners[~complete]] = False
+    held = _drawn(rows, owners, sizes, whole), _drawn(rows, owners, binaries, whole)
+    return Mailboxes(*held, whole)
+
+
+def _referred(fragments: NDArray[np.uint8], at: int) -> NDArray[np.float64]:
+    """
+    Bytes of the binaries that heap fragments, which begin at *at* of each row, refer to.
+
+    ``off_heap.overhead`` lies behind two words (ErlHeapFragment, OTP 24 to 29 erl_message.h).
+    """
+    words = column(fragments, at + 2 * _WORD, np.uint64)
+    found: NDArray[np.float64] = np.where(words > _MAX_PAYLOAD, 0, words).astype(np.float64)
+    return found * _WORD
+
+
+def _drawn(
+    rows: NDArray[np.void],
+    owners: NDArray[np.int64],
+    sizes: NDArray[np.float64],
+    whole: NDArray[np.bool_],
+) -> NDArray[np.float64]:
+    """The sum of each process's messages, of which some may not have been read."""
     size, seen = _sum(owners, sizes, len(rows)), np.bincount(owners, minlength=len(rows))
     cut = ~whole & (seen > 0)
     later = _sum(owners, sizes * (_ranks(owners) >= seen[owners] // 2), len(rows))
     mean = later / np.maximum(seen - seen // 2, 1)
     size[cut] += mean[cut] * np.maximum(rows["mailbox"][cut] - seen[cut], 0)
-    return size, whole
+    return size
 
 
 def _ranks(owners: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -73,7 +73,7 @@ class Viewer:
         found = memory_bytes(self.target, rows, limit, self._blocks)
         _, calm = self.table.still(rows)
         exact = found.exact & calm & ((rows["psd"] == 0) | self._fits_rare_data)
-        return Sizes(np.where(calm, found.bytes, self.heaps(rows)), exact)
+        return Sizes(np.where(calm, found.bytes, self.heaps(rows)), exact, found.mailboxes)
 
     @cached_property
     def _fits_rare_data(self) -> bool:
@@ -95,7 +95,7 @@ class Viewer:
         names = self.names.registered(rows)
         identities = self.names.identities(rows)
         current = self.names.current_functions(rows)
-        memory, exact = sizes or self.sizes(rows, limit)
+        memory, exact, _ = sizes or self.sizes(rows, limit)
         labels = self.labels(rows)
         there, _ = self.table.still(rows)
         for index in np.flatnonzero(~there).tolist():

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 #: The functions in which callers of servers wait.
 CALLING = frozenset({("gen", "do_call", 4)})
 #: Modules that call servers for others: their frames hold the request, then the server's name.
-_ABOVE = frozenset(
+ABOVE = frozenset(
     {
         *("gen_server", "gen_statem", "gen_fsm", "gen_event", "gen_server2", "p1_server", "sys"),
         "Elixir.GenServer",
@@ -197,7 +197,7 @@ def of_stack(
 def _is_known(viewer: Viewer, address: int) -> bool:
     """Whether the frame that is returned to is of a module whose frames hold what is said above."""
     function = viewer.code.function(address - 1)
-    return function is not None and function.module in _ABOVE
+    return function is not None and function.module in ABOVE
 
 
 def _reference(viewer: Viewer, words: list[int]) -> tuple[int, int] | None:

@@ -23,7 +23,7 @@ from scope_ebpf.beam.memory.process_memory import Memory, cpu_seconds
 from scope_ebpf.beam.processes.atoms import Atoms
 from scope_ebpf.beam.processes.blocks import Blocks
 from scope_ebpf.beam.processes.labels import Labels
-from scope_ebpf.beam.processes.sizes import memory_bytes
+from scope_ebpf.beam.processes.sizes import mailboxes, memory_bytes
 from scope_ebpf.beam.processes.table import ALL, CHUNK, LOAD, ProcessTable, base_bytes
 from scope_ebpf.daemon.looks.owners import in_turns, queue_of
 from scope_ebpf.daemon.notify import say
@@ -50,6 +50,9 @@ SHARE, MEMORY_SHARE = 0.004, 0.0005
 _PASS = 1.0
 #: Minimum messages of a mailbox whose bytes are summed up, and maximum messages that are read.
 _LONG_MAILBOX, _MAX_MESSAGES = 1_000, 200
+#: Shorter mailboxes of one part that are read, the longest first, and messages of each: few may be
+#: large, and lie outside of heaps.
+_SHORT_MAILBOXES, _FEW_MESSAGES = 256, 20
 #: Processes with a long mailbox whose bytes are kept for one reading more.
 _MOST_KEPT = 4096
 #: Seconds until a failed reading is repeated, if it took little: at first, and at most; doubled by
@@ -137,11 +140,12 @@ class Table:
 
     def _memory(self, rows: NDArray[np.void]) -> NDArray[np.int64]:
         """
-        Bytes of each row: struct and heaps, and long mailboxes.
+        Bytes of each row: struct and heaps, and mailboxes.
 
         A mailbox that moved on while it was read has the bytes that it had one reading before.
         """
         memory = base_bytes(rows, self._target.layout.size("Process")).astype(np.int64)
+        memory += self._short_mailboxes(rows)
         long = np.flatnonzero(rows["mailbox"] >= _LONG_MAILBOX)
         if len(long):
             exact = self._exact_bytes(rows["slot"][long].astype(np.int64))
@@ -155,6 +159,20 @@ class Table:
                     self._long[pid] = size
                 memory[index] = size
         return memory
+
+    def _short_mailboxes(self, rows: NDArray[np.void]) -> NDArray[np.int64]:
+        """Bytes of the messages of some of the mailboxes that are not long, by row."""
+        found = np.zeros(len(rows), np.int64)
+        some = np.flatnonzero((rows["mailbox"] > 0) & (rows["mailbox"] < _LONG_MAILBOX))
+        some = some[np.argsort(-rows["mailbox"][some], kind="stable")[:_SHORT_MAILBOXES]]
+        if not len(some):
+            return found
+        fresh = self._whole.at(np.sort(rows["slot"][some]).astype(np.int64)).rows
+        _, calm = self._whole.still(fresh)
+        held = mailboxes(self._target, fresh, _FEW_MESSAGES, self._blocks).bytes
+        sizes = dict(zip(fresh["id"][calm].tolist(), held[calm].astype(int).tolist(), strict=True))
+        found[some] = [sizes.get(pid, 0) for pid in rows["id"][some].tolist()]
+        return found
 
     def _exact_bytes(self, slots: NDArray[np.int64]) -> dict[int, int]:
         """

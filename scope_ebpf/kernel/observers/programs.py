@@ -10,6 +10,8 @@ from collections import deque
 from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from scope_ebpf import events
 from scope_ebpf.errors import NothingToAttachError
 from scope_ebpf.kernel.attach.uprobes import TRACE_UPROBE_MULTI
@@ -21,7 +23,6 @@ from scope_ebpf.kernel.interrupts import held_back
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from scope_ebpf.attach.plan import Plan
@@ -38,7 +39,7 @@ _VALUES = {
     "counter_samples": events.COUNTER_SAMPLE,
 }
 #: All maps that the probes share; the first object makes them.
-SHARED = ("ring", *_VALUES)
+SHARED = ("ring", "wanted", *_VALUES)
 
 
 class Build(NamedTuple):
@@ -117,6 +118,8 @@ class Programs:
                 opened.maps[name].share(self._first.maps[name].fd)
         else:
             opened.maps["ring"].set_entries(self.build.ring_bytes)
+            if np.frombuffer(self.build.settings, events.SETTINGS)["filtered"][0]:
+                opened.maps["wanted"].set_entries(events.MAX_WANTED)
         self.objects[family] = opened
         wanted = {name: tracepoint for of, name, tracepoint in self.build.programs if of == family}
         multi = self.build.multi and not any(wanted.values())

@@ -15,11 +15,12 @@ from scope_ebpf.errors import HostError, NothingToAttachError
 from scope_ebpf.kernel.attach.tracepoints import attach_tracepoint
 from scope_ebpf.kernel.attach.uprobes import Attacher, wait_gone
 from scope_ebpf.kernel.bpf.libbpf import library
+from scope_ebpf.kernel.bpf.maps import U64
 from scope_ebpf.kernel.closing import Closing
 from scope_ebpf.kernel.observers.loaded_plan import Failure, LoadedPlan, by_program
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable
 
     import numpy as np
     from numpy.typing import NDArray
@@ -145,6 +146,14 @@ class Session(Closing):
     def count(self, *, on: bool) -> None:
         """Count events from now on, or no longer: for all hooks at one moment."""
         self._loaded.count(on=on)
+
+    def want(self, added: Iterable[int], gone: Iterable[int]) -> None:
+        """Count events of the processes *added* too, and of those *gone* no longer, by keys."""
+        wanted = self._loaded.programs.map("wanted", U64, U64)
+        for key in gone:
+            wanted.discard(key)
+        for key in added:
+            wanted[key] = 1
 
     def release(self, names: Collection[str]) -> None:
         """Remove the hooks of the events *names*; returns when they are out."""

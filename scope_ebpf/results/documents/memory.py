@@ -129,6 +129,9 @@ class MemoryHolder(TypedDict):
     #: Off-heap binaries that it refers to; one counts as often as it is referred to.
     binary_bytes: int
     messages: int
+    #: Off-heap binaries that its messages outside of its heap refer to, which are not in
+    #: binary_bytes; an estimate where memory_bytes is one.
+    message_binary_bytes: int
     #: Of struct and heaps, and of binary_bytes; null for a process that is new, and for one look.
     heap_bytes_per_second: float | None
     binary_bytes_per_second: float | None

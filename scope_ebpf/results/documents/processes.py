@@ -153,6 +153,18 @@ class WaitsFor(TypedDict):
     timeout_milliseconds: int | None
 
 
+class Mailbox(TypedDict):
+    """What the messages of a process hold."""
+
+    #: Of messages that lie outside of its heap; of others the heap's words have them.
+    outside_bytes: int
+    #: Of off-heap binaries that those messages refer to, which binary_bytes of the process does not
+    #: have; one counts as often as it is referred to.
+    binary_bytes: int
+    #: Whether not all messages could be read: then both are drawn from the first ones.
+    estimated: bool
+
+
 class ProcessDetail(ProcessRow):
     """Everything that can be read of one process; a count is null where it was not read whole."""
 
@@ -175,6 +187,7 @@ class ProcessDetail(ProcessRow):
     suspends: int | None
     suspended_by: int | None
     node_monitors: int | None
+    mailbox: Mailbox
     #: Shapes of the messages that wait longest.
     messages: list[str]
     #: From the innermost frame.
