@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TESTS ?= tests/unit tests/kernel
+TESTS ?= tests/unit tests/contract tests/kernel
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 SOURCES := $(wildcard probes/*.bpf.c probes/include/*.h)
 DEPS := packaging/install-deps.sh
@@ -45,7 +45,7 @@ unit: $(VENV)/.test objects ## the tests that need no root
 kernel: $(VENV)/.test objects ## the tests on real VMs (root)
 	@$(SUDO) env SCOPE_REQUIRE_KERNEL=1 $(BIN)/pytest tests/kernel
 
-coverage: $(VENV)/.test objects ## statements that unit and kernel tests run, by module; TESTS="..." (root)
+coverage: $(VENV)/.test objects ## statements that unit, contract and kernel tests run, by module; TESTS="..." (root)
 	@$(DEPS) test
 	@$(SUDO) rm -rf build/coverage && mkdir -p -m 1777 build/coverage
 	@$(SUDO) env SCOPE_REQUIRE_KERNEL=1 $(BIN)/coverage run -m pytest $(TESTS) || failed=1; \

@@ -40,7 +40,7 @@ def container_of(pid: int, proc: Path = Path("/proc")) -> str | None:
     """
     Id of the innermost container of process *pid*, 64 hexadecimal digits; None outside of one.
 
-    Whoever may make cgroups chooses their names, so it is no proof of where a process runs.
+    A user who may make cgroups chooses their names, so it is no proof of where a process runs.
     """
     try:
         text = read_bounded(proc / str(pid) / "cgroup", most=_MAX_BYTES).decode("utf-8", "replace")

@@ -192,7 +192,7 @@ def _guarded(stream: TextIO, original: TextIO | None) -> TextIO | None:
 def _interrupts() -> Iterator[None]:
     """Note that the command is ending before KeyboardInterrupt is raised."""
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield  # whoever started us wants something else
+        yield  # the parent wants something else
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:

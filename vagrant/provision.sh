@@ -98,7 +98,7 @@ rabbitmq() {
 }
 
 metrics() {
-    # Forwarded ports arrive at the machine's other address. One that somebody has chosen stays.
+    # Forwarded ports arrive at the machine's other address. One that a user has chosen stays.
     grep -q '^listen' /etc/scope-ebpf/config.toml ||
         sed -i 's/^#listen = .*/listen = "0.0.0.0:9568"/' /etc/scope-ebpf/config.toml
     cat >/etc/prometheus/prometheus.yml <<'YAML'

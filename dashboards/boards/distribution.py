@@ -50,7 +50,7 @@ _NOW = Row(
             "eps",
             "Times a second that a driver said that its port is busy, so that writers are "
             "suspended.",
-            "whoever reads at the other end of a socket or pipe is too slow. The writers wait: "
+            "what reads at the other end of a socket or pipe is too slow. The writers wait: "
             "see the mailboxes behind them.",
             (Query("sum by (NODE) (rate(beam_port_busy_total{HERE}[RATE]))"),),
             warn=0.1,

@@ -45,7 +45,7 @@ _HOST = Row(
             "Schedulers that wait for a CPU",
             "percentunit",
             "Of the time in which normal schedulers wanted a CPU, the share in which the kernel gave "
-            "it to somebody else. Those that sleep are left out; who wants less than one CPU in all "
+            "it to others. Those that sleep are left out; who wants less than one CPU in all "
             "counts as wanting one.",
             "the VM gets too little CPU, whatever it does. See which other process takes it, and "
             "whether the cgroup's quota is too small; give it CPU, or fewer schedulers (+S).",
@@ -225,7 +225,7 @@ _APPLICATION = Row(
             "Times a second that a process or port was suspended because a driver or the link to "
             "another node could take no more. A link that is stuck suspends each sender once: see "
             "the full links.",
-            "whoever reads at the other end is too slow, or the network is. A larger buffer "
+            "what reads at the other end is too slow, or the network is. A larger buffer "
             "(+zdbbl) only hides it.",
             (Query(_BUSY),),
             "stat",

@@ -334,7 +334,7 @@ _SWITCHES = Row(
             "Schedulers and other threads",
             "short",
             "Threads of the VM by type, and how many of its schedulers are online.",
-            "fewer online than there are: somebody called erlang:system_flag. More normal ones "
+            "fewer online than there are: erlang:system_flag was called. More normal ones "
             "than CPUs wait for each other: +S.",
             (
                 Query(

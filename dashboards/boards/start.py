@@ -9,7 +9,7 @@ from boards.overview import ALL_NODES
 from boards.panels import CONTEXT
 from boards.records import Board, Panel, Query, Row, firing
 
-#: What somebody notices; the dashboard that shows it, what to look for there, and a first command.
+#: What a user notices; the dashboard that shows it, what to look for there, and a first command.
 SYMPTOMS: Final = (
     (
         "Requests are slow or time out",
@@ -117,7 +117,7 @@ _WHERE: Final = Row(
         Panel(
             "From a symptom to a dashboard",
             "none",
-            "What somebody notices, the dashboard that shows its cause, and a first command.",
+            "What a user notices, the dashboard that shows its cause, and a first command.",
             "",
             (),
             "text",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from scope_ebpf.beam.held.memory import MemoryReader
 from scope_ebpf.cli.documents import print_document
+from scope_ebpf.cli.held import pause
 from scope_ebpf.cli.memory_text import memory_lines
 from scope_ebpf.cli.options import Agreeing, above_zero, add_duration, add_format
 from scope_ebpf.cli.snapshots import read_snapshot, when
@@ -63,14 +64,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Look twice, then print; raises ScopeError."""
     if arguments.file is not None:
         return _print_kept(arguments)
-    duration: float | None = arguments.duration
-    if duration is None:
-        raise UsageError("memory looks twice: say how long after the first, such as --duration 1s")
-    if arguments.once and arguments.sort == "growth":
-        raise UsageError("one look shows no growth: leave out --once, or sort by size")
+    seconds = pause(arguments, "memory", unseen="growth", instead="size")
     target = target_of(arguments)
     reader = MemoryReader(target, arguments.limit)
-    first, second, seconds = looks(target, reader.read, 0.0 if arguments.once else duration)
+    first, second, seconds = looks(target, reader.read, seconds)
     before = None if second is None else first
     span = Span(target, second or first, before, seconds, arguments.limit, arguments.sort)
     return _print(document(span), arguments.format)

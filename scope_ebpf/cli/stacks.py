@@ -3,23 +3,19 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from scope_ebpf.beam.held.stacks import KEYS, MOST_GROUPS, MOST_LABELS, MOST_WORDS, StackReader
+from scope_ebpf.beam.held.stacks import KEYS, MOST_WORDS
 from scope_ebpf.beam.processes.shapes import escaped
-from scope_ebpf.cli.documents import print_document
+from scope_ebpf.cli.documents import print_either
 from scope_ebpf.cli.options import above_zero, add_format
 from scope_ebpf.cli.target import add_target, target_of
-from scope_ebpf.runs.held import looks
-from scope_ebpf.sinks.plain import plain, say, short, spelled
+from scope_ebpf.runs.held_stacks import stacks_of
+from scope_ebpf.sinks.plain import plain, short, spelled
 
 if TYPE_CHECKING:
     import argparse
-    from typing import Literal
 
-    from scope_ebpf.beam.held.stacks import Group, StackReading
-    from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.results.documents.held import StackGroup, StacksDocument
 
 
@@ -40,57 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Look once, then print; raises ScopeError."""
-    target = target_of(arguments)
-    reader = StackReader(target)
-    reading, _, _ = looks(target, lambda: reader.read(arguments.by), 0.0)
-    document = _document(target, reader, reading, arguments.by, arguments.limit)
-    if arguments.format == "text":
-        say("\n".join(_lines(document)), sys.stdout)
-    else:
-        print_document(document, arguments.format)
+    found = stacks_of(target_of(arguments), arguments.by, arguments.limit)
+    print_either(found, arguments.format, _lines)
     return 0
-
-
-def _document(
-    target: Target, reader: StackReader, reading: StackReading, by: str, limit: int
-) -> StacksDocument:
-    notes = []
-    if reading.others:
-        labels = f" or the first {MOST_LABELS:,} labels" if by == "label" else ""
-        notes.append(
-            f"{reading.others:,} processes are in none of the first {MOST_GROUPS:,} groups{labels} "
-            "that were met, and are not shown"
-        )
-    return {
-        "schema": 1,
-        "target": target.as_json(),
-        "by": cast("Literal['stack', 'call', 'function', 'label']", by),
-        "processes_total": reading.total,
-        "read": reading.read,
-        "torn": reading.torn,
-        "moved": reading.moved,
-        "groups_total": len(reading.groups),
-        "seconds": round(reading.seconds, 3),
-        "groups": [_group(reader, group, by) for group in reading.groups[:limit]],
-        "notes": notes,
-    }
-
-
-def _group(reader: StackReader, group: Group, by: str) -> StackGroup:
-    frames = reader.frames(group) if by in ("stack", "function") else []
-    return {
-        "count": group.count,
-        "initial_call": str(group.call) if group.call else None,
-        "label": group.label,
-        "stack": [
-            {"function": str(frame), "location": frame.location or None}
-            for frame in frames[: 1 if by == "function" else None]
-        ],
-        "cut": group.cut and by == "stack",
-        "messages": group.messages,
-        "heap_bytes": group.bytes,
-        "example": reader.viewer.pids.text(group.example),
-    }
 
 
 def _lines(document: StacksDocument) -> list[str]:

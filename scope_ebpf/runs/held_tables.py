@@ -1,21 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ETS tables of two looks: how much each grew, and what documents say of them."""
+"""ETS tables of one look or two: which are the largest, and how fast each grows."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from scope_ebpf.beam.held.tables import is_named, protection_of, type_of
+from scope_ebpf.beam.held.tables import TableReader, is_named, protection_of, type_of
 from scope_ebpf.beam.processes.table import IDENTITY
 from scope_ebpf.beam.processes.view import Viewer
+from scope_ebpf.runs.held import change
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.vm.target import Target
-    from scope_ebpf.results.documents.held import EtsTable
+    from scope_ebpf.results.documents.held import EtsDocument, EtsTable
+
+#: By what rows are sorted, largest first.
+KEYS = ("memory", "objects", "growth")
+
+
+def tables_of(target: Target, duration: float, sort: str, limit: int) -> EtsDocument:
+    """The *limit* largest tables by *sort*, one of KEYS; raises ScopeError."""
+    found = change(target, TableReader(target).read, duration, growth)
+    rows = found.reading.rows
+    keys: dict[str, Callable[[], NDArray[Any]]] = {
+        "memory": lambda: rows["memory_bytes"],
+        "objects": lambda: rows["objects"],
+        "growth": lambda: np.nan_to_num(found.second, nan=-np.inf),
+    }
+    order = np.argsort(-keys[sort]().astype(np.float64), kind="stable")[:limit]
+    notes = []
+    if found.reading.cut:
+        notes.append(f"there are more tables than the {len(rows):,} that were read")
+    return {
+        "schema": 1,
+        "target": target.as_json(),
+        "duration_seconds": round(found.seconds, 3),
+        "tables_total": found.reading.total,
+        "read": len(rows),
+        "torn": found.reading.torn,
+        "memory_bytes": int(rows["memory_bytes"].sum()),
+        "seconds": round(found.cpu_seconds, 3),
+        "tables": described(target, rows[order], found.first[order], found.second[order]),
+        "notes": notes,
+    }
 
 
 def growth(

@@ -246,7 +246,7 @@ class Questions:
         """
         The file's SHA-256, in hex. Nothing of it is parsed, so no file decides the answer.
 
-        Whoever may write the file may change it afterwards: later answers are of the same bytes.
+        A user who may write the file may change it afterwards: later answers are of the same bytes.
         """
         from hashlib import sha256
 

@@ -202,8 +202,8 @@ replaced(Path, New, Was, false, Outcome) ->
         {error, Reason} -> #{status => failed, reason => {file, Reason}}
     end.
 
-%% The new contents go to a file beside it, which takes its place when it is complete and on the disk: whoever reads
-%% the path sees one or the other. Mode, owner and times stay, so nothing is compiled again for it; only bits that let a
+%% The new contents go to a file beside it, which takes its place when it is complete and on the disk: readers of the
+%% path see one or the other. Mode, owner and times stay, so nothing is compiled again for it; only bits that let a
 %% program run as another user do not.
 replace(Path, New, Was) ->
     Name = [".", filename:basename(Path, ".beam"), ".scope-mark.", os:getpid(), ".",

@@ -219,6 +219,19 @@ def test_an_import_without_a_row_is_found(tmp_path: Path, place: str, statement:
     assert [said if " " in said else f"{place}:1 imports scope_ebpf.{said}"] == violations(tmp_path)
 
 
+@pytest.mark.parametrize("part", sorted(MAY))
+def test_each_part_is_refused_all_that_its_row_lacks(tmp_path: Path, part: str):
+    """
+    A planted import of every part that is not in the row is found.
+    """
+    strange = sorted(MAY.keys() - MAY[part] - {part})
+    path = tmp_path / part / "x.py"
+    path.parent.mkdir()
+    path.write_text("".join(f"import scope_ebpf.{other}\n" for other in strange))
+    found = {line.rpartition(".")[2] for line in violations(tmp_path)}
+    assert set(strange) == found
+
+
 @pytest.mark.parametrize(
     ("place", "statement"),
     [

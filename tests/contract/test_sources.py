@@ -253,3 +253,23 @@ def test_a_file_that_is_read_as_text_is_found(source: str, lines: list[int]):
     By its line, however it is opened.
     """
     assert lines == sorted(as_text(source))
+
+
+#: Words that our texts do without: each stood for several of the field's terms.
+OUT = re.compile(r"\b(?:told|tells|whoever|somebody|luck|doors|rang|hasten|heed)\b", re.IGNORECASE)
+
+
+def test_texts_are_in_the_words_of_the_field():
+    """
+    In code, comments, documents and dashboards; licenses are as they are.
+    """
+    own = [
+        path for path in tracked() if path.name not in ("LICENSE", "COPYING", Path(__file__).name)
+    ]
+    found = [
+        f"{name(path)}:{number} {match[0]}"
+        for path in own
+        for number, line in enumerate(text(path).splitlines(), 1)
+        if (match := OUT.search(line))
+    ]
+    assert [] == found

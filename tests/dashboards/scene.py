@@ -89,7 +89,7 @@ TELLING = """
         Job = #{worker => <<"Shop.Mailer">>, queue => <<"default">>},
         Error = #{'__struct__' => Module("KeyError"), '__exception__' => true},
         Query = #{type => ecto_sql_query, repo => Module("Shop.Repo"), source => <<"carts">>},
-        Told = [
+        Shown = [
             {[phoenix, router_dispatch, stop], #{route => <<"/carts">>, conn => Conn(200)}},
             {[phoenix, router_dispatch, stop], #{route => <<"/carts">>, conn => Conn(503)}},
             {[phoenix, router_dispatch, exception],
@@ -104,7 +104,7 @@ TELLING = """
         ],
         Times = #{duration => 5000000, total_time => 3000000, queue_time => 1000000},
         spawn(fun Tell() ->
-            [telemetry:execute(Name, Times, Metadata) || {Name, Metadata} <- Told],
+            [telemetry:execute(Name, Times, Metadata) || {Name, Metadata} <- Shown],
             receive after 50 -> Tell() end
         end),
         done

@@ -49,7 +49,7 @@ BYTES = (
 )
 #: What goes on under load at any moment: all of these but atoms.
 MOVED = sorted({*RISING.values(), *BYTES} - {"erlang_vm_atom_count"})
-#: What comes and goes. Whoever asks RabbitMQ is a connection of some processes and ports itself.
+#: What comes and goes. A client of RabbitMQ is a connection of some processes and ports itself.
 MOVING = {
     "beam_processes": ("erlang_vm_process_count", 6),
     "beam_ports": ("erlang_vm_port_count", 4),

@@ -223,7 +223,7 @@ def test_nothing_is_attached_to_what_a_process_became(
     program: Path, victim: Path, attach: Callable[[Target], None]
 ):
     """
-    Whoever attaches asks first, however long ago the process was looked at.
+    What attaches asks first, however long ago the process was looked at.
     """
     with fake(program, "beam", "1", "us", "0", victim, "text", "60000") as process:
         target = inspect(process.pid)

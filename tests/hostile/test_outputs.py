@@ -91,7 +91,7 @@ def test_no_command_writes_through_a_link(
     beam: beams_run.Beam, shared: Path, tmp_path: Path, command: str
 ):
     """
-    A link, and a file of somebody else's, where a command writes: it says so, and nothing changes;
+    A link, and another user's file, where a command writes: it says so, and nothing changes;
     what it writes beside them is its owner's alone.
     """
     ending = ".html" if command == "profile" else ".out"
@@ -212,7 +212,7 @@ while True:
 
 def test_a_link_that_comes_and_goes_is_never_followed(shared: Path, tmp_path: Path):
     """
-    While somebody makes the output a link and removes it all the time, of 500 documents and streams
+    While another makes the output a link and removes it all the time, of 500 documents and streams
     none reaches what the link leads to.
     """
     path, victim = shared / "x", tmp_path / "victim"

@@ -74,7 +74,7 @@ def test_a_kill_of_the_daemon_leaves_nothing(storm: beams_run.Beam, tmp_path: Pa
 def test_the_daemon_does_not_outlive_what_holds_its_breakpoints(tmp_path: Path):
     """
     When the process that holds the breakpoints is killed, the daemon says so and ends with an
-    error, so that whoever watches over it starts it anew.
+    error, so that its supervisor starts it anew.
     """
     config = test_daemon.QUICK + BUDGET
     with test_daemon.named("+S", "1:1") as beam, test_daemon.daemon(config, tmp_path) as running:

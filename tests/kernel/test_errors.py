@@ -164,7 +164,7 @@ def test_another_users_beam_with_the_right_to_look():
 
 def test_another_users_beam_without_the_right_to_look():
     """
-    Whoever may load BPF programs, but not look into other users' processes, learns what is
+    A user who may load BPF programs, but not look into other users' processes, learns what is
     missing, with exit code 6.
     """
     drop = ("setpriv", f"--bounding-set={BPF_ONLY}", "--inh-caps=-all")

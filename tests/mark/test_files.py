@@ -380,7 +380,7 @@ def test_a_folder_s_owner_marks_it(tree):
 @pytest.mark.parametrize("owner", [0, OTHER])
 def test_a_link_in_a_shared_folder_is_not_followed(tree, owner):
     """
-    Whoever made it: another user may have put a hard link of a link of root's there.
+    No matter who made it: another user may have put a hard link of a link of root's there.
     """
     link = linked(tree, owner)
     before = contents(tree)

@@ -411,7 +411,7 @@ def test_the_programs_come_with_their_licence_and_source(deb: Path, tmp_path: Pa
 
 def test_the_same_sources_make_the_same_packages(packages: Path, tmp_path: Path):
     """
-    Whoever builds the packages again can compare them with what was published, bit by bit.
+    Packages that are built again can be compared with what was published, bit by bit.
     """
     output(sys.executable, str(ROOT / "packaging/build_packages.py"), "--to", str(tmp_path))
     for path in tmp_path.iterdir():

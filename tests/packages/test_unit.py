@@ -23,7 +23,7 @@ UNIT = Path(__file__).parents[2] / "packaging/scope-ebpfd.service"
 SOCKET = UNIT.with_suffix(".socket")
 SET = dict(re.findall(r"^(\w+)=(.*)$", UNIT.read_text(), re.MULTILINE))
 BOUNDING = SET["CapabilityBoundingSet"].split()
-#: Neither of root nor of whoever runs the tests.
+#: Neither of root nor of the user who runs the tests.
 NOBODY = 65534
 DAEMON = (sys.executable, "-m", "scope_ebpf.cli.daemon")
 

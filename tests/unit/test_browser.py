@@ -57,7 +57,7 @@ def test_the_browser_runs_as_the_user_who_called(page: Path):
 
 def test_no_browser_is_started_as_root(page: Path, monkeypatch: pytest.MonkeyPatch):
     """
-    A page is not opened where nobody called sudo, whoever it belongs to, with the reason.
+    A page is not opened where nobody called sudo, no matter whose it is, with the reason.
     """
     monkeypatch.delenv("SUDO_UID")
     assert "no browser is started as root" == browser.show(str(page))

@@ -111,7 +111,7 @@ def test_control_characters_of_names_do_not_reach_a_terminal():
 
 def test_circles_of_waiting_are_found_once_and_chains_have_a_root():
     """
-    Whoever waits for a circle is no part of it.
+    What waits for a circle is no part of it.
     """
     waits = {1: 2, 2: 3, 3: 1, 7: 1, 8: 9}
     assert [[1, 2, 3]] == _circles(waits)

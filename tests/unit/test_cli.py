@@ -52,7 +52,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture):
 
 def test_help_of_a_trace_lists_every_event(capsys: pytest.CaptureFixture):
     """
-    Whoever wants to name events finds them all in the help.
+    All names of events are in the help.
     """
     ended("--pid", "1", "--help")
     said = capsys.readouterr().out
@@ -80,7 +80,7 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture):
         ["--pid", "1", "--ring", "0"],
         ["--pid", "1", "--ring", "2048"],
         ["--pid", "1", "--format", "xml"],
-        ["--pid", "1", "--via", "luck"],
+        ["--pid", "1", "--via", "chance"],
         ["--pid", "1", "--no-such-option"],
         ["export", "x.scope", "--to", "perfetto", "--processes", "-5"],
         ["export", "x.scope", "--to", "otlp", "--endpoint", ""],
@@ -500,7 +500,7 @@ def test_a_cost_of_all_is_no_bound():
 
 def test_a_table_whose_reader_has_gone_is_no_failure(monkeypatch: pytest.MonkeyPatch):
     """
-    rich ends the program with 1 where a pipe is closed; that somebody has read enough is a 0.
+    rich ends the program with 1 where a pipe is closed; that a reader has read enough is a 0.
     """
 
     def run(_arguments: argparse.Namespace) -> int:

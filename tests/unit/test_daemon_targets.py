@@ -47,7 +47,7 @@ class FakeWatch:
     def __post_init__(self) -> None:
         identity = SimpleNamespace(close=lambda: None)
         self.target = SimpleNamespace(pid=self.pid, identity=identity)
-        self._ring, self.bell = os.pipe()
+        self._ring, self.wakeup = os.pipe()
 
     def fileno(self) -> int:
         return self._ring
@@ -128,7 +128,7 @@ def test_a_target_that_fails_when_its_quota_is_exhausted_affects_no_other(
     """
     failing, well = keep(targets, FakeWatch(7, error=error)), keep(targets, FakeWatch(8))
     for watch in (failing, well):
-        os.write(watch.bell, b"!")
+        os.write(watch.wakeup, b"!")
     targets._detach_exhausted()
     assert failing.closed
     assert [well] == targets.watches
@@ -203,7 +203,7 @@ def test_targets_whose_memory_hangs_are_dropped_and_then_all_of_their_owner(targ
     left = []
     for watch in hanging:
         watch.error = NoAnswerError("it has memory that cannot be read")
-        os.write(watch.bell, b"x")
+        os.write(watch.wakeup, b"x")
         targets._detach_exhausted()
         left.append(len(targets.watches))
     assert [4, 3, 1] == left

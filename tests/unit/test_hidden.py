@@ -38,6 +38,7 @@ from scope_ebpf.beam.hidden.resolve import (
     reveal,
 )
 from scope_ebpf.sandbox.client import Parser, UnreadableFileError
+from scope_ebpf.sandbox.questions import Questions
 
 BANNER = "Erlang/OTP %s [erts-%s] [source] [64-bit] [smp] [jit:ns]"
 HELPERS = [f"helper_{n}" for n in range(60)]
@@ -435,7 +436,7 @@ def test_a_function_of_no_event_is_not_one_that_a_counter_judges(builds):
 
 def test_the_entries_that_were_used_longest_ago_make_room(own_folders, monkeypatch):
     """
-    Whoever runs many copies of a program takes no room from what others run now.
+    A user who runs many copies of a program takes no room from what others run now.
     """
     monkeypatch.setattr(memory, "_ENTRIES", 3)
     folder = own_folders.cache / "functions"
@@ -509,3 +510,29 @@ def test_the_references_of_the_package_know_every_function_that_is_hooked():
     }
     for name, one in found.items():
         assert gone[one.build.major] == {*WANTED} - {*one.wanted}, name
+
+
+def test_a_confined_process_learns_and_finds_what_this_one_does(
+    builds: SimpleNamespace, reference: bytes
+):
+    """
+    What one build teaches, and where these functions are in another build.
+    """
+    known = parse(reference, "it")
+    with builds.teacher.open("rb") as teacher, builds.stripped.open("rb") as stripped:
+        taught = Questions("teacher", teacher.fileno()).ask("learn", [list(WANTED)], [])
+        own = Questions("stripped", stripped.fileno())
+        digest = str(own.ask("digest", [], []))
+        question = [digest, list(known.wanted), known.rows, known.called, known.unique]
+        found: Any = own.ask("match", question, [])
+    binaries = [Binary.open(path) for path in (builds.teacher, builds.stripped)]
+    learner, finder = (binary.apart(30.0, 120.0) for binary in binaries)
+    # As JSON: a confined process answers with lists.
+    assert json.dumps(taught) == json.dumps(learner.ask("learn", lambda a: a, list(WANTED)))
+    assert match(finder, digest, known) == {
+        name: Place(start, size, score / 1000, margin / 1000)
+        for name, (start, size, score, margin) in found.items()
+    }
+    assert len(found) >= len(WANTED) - 3
+    learner.close()
+    finder.close()

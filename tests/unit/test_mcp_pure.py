@@ -308,7 +308,7 @@ def runner(tmp_path: Path, body: str, **more) -> tuple[Runner, Path]:
 
 def children() -> set[int]:
     """
-    The processes that this one has started, whoever else in it did.
+    The processes that this one has started, whatever else in it did.
     """
     return {child.pid for child in psutil.Process().children()}
 

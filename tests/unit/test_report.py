@@ -315,7 +315,7 @@ def test_summaries_that_follow_each_other_are_a_line_each(monkeypatch: pytest.Mo
 
 def test_the_heading_comes_again_after_twenty_lines():
     """
-    Whoever has scrolled still sees what the columns are.
+    A reader who has scrolled still sees what the columns are.
     """
     output = io.StringIO()
     lines = turns.TurnLines(output)

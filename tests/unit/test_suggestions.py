@@ -80,7 +80,7 @@ def test_a_word_that_is_like_nothing_has_no_suggestion(word: str):
 
 def test_a_crowd_of_names_is_compared_in_part():
     """
-    Somebody else chooses the names: of a million of them twenty thousand are compared.
+    Another user chooses the names: of a million of them twenty thousand are compared.
     """
     taken = []
 

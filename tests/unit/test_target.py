@@ -93,7 +93,7 @@ def test_no_user_takes_the_name_of_anothers_vm(word: str, node: str):
         choose(word, [ours, Vm(42, node, None, 1001), Vm(77, "other@localhost", None, 1002)])
     assert [23, 42] == [int(line.split()[0]) for line in error.value.details]
     same = Vm(42, node, None, 1000)
-    # "shop" is the name of both "shop@localhost" and "shop@evil", whoever they belong to.
+    # "shop" is the name of both "shop@localhost" and "shop@evil", no matter whose they are.
     assert len(matching(word, [ours, same])) == (2 if node == "shop@evil" else 1)
 
 

@@ -201,7 +201,7 @@ def test_rabbitmq_lets_its_guest_in(running: Machine):
 
 def test_it_can_run_again(provisioned: tuple[Machine, str], running: Machine):
     """
-    A second run beside the services ends well, and leaves a config that somebody has changed.
+    A second run beside the services ends well, and leaves a config that a user has changed.
 
     Grafana that cannot be had is one line.
     """

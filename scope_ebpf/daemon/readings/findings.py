@@ -17,11 +17,10 @@ from scope_ebpf.beam.memory.look_limits import LookLimits, limited
 from scope_ebpf.beam.memory.process_memory import Memory, cpu_seconds
 from scope_ebpf.daemon.looks.owners import queue_of
 from scope_ebpf.daemon.notify import say
-from scope_ebpf.daemon.readings.thread import ReadingThread
+from scope_ebpf.daemon.readings.thread import Observed, ReadingThread, reason
 from scope_ebpf.errors import (
     NoAnswerError,
     NoSuchProcessError,
-    ScopeError,
     TargetEndedError,
     TooMuchError,
 )
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.daemon.config import Config
-    from scope_ebpf.daemon.looks.owners import Owner
     from scope_ebpf.metrics.reading import Reading
     from scope_ebpf.results.check import Check
     from scope_ebpf.results.documents.checks import CheckDocument
@@ -58,30 +56,15 @@ _PASS = 2.0
 _TEXT, _LIST = 512, 5
 
 
-class Subject(Protocol):
+class Subject(Observed, Protocol):
     """A target that is checked: a ``watch.Watch``."""
-
-    @property
-    def target(self) -> Target:
-        """The VM."""
-
-    @property
-    def owner(self) -> Owner:
-        """Whose process it is."""
 
     @property
     def reading(self) -> Reading:
         """Its last figures."""
 
-    @property
-    def income(self) -> float:
-        """Seconds of CPU a second that observing it may cost."""
-
     def publish_findings(self, found: FindingsReading) -> None:
         """Take the latest findings."""
-
-    def fail(self, error: ScopeError) -> None:
-        """Take why the target must be dropped."""
 
 
 @dataclass(slots=True)
@@ -191,9 +174,7 @@ class Findings(ReadingThread):
 
     def _failed(self, subject: Subject, state: _State, error: Exception) -> None:
         """Show no findings until the target can be checked again; log once why."""
-        why = str(error) if isinstance(error, ScopeError) else repr(error)
-        if not isinstance(error, ScopeError):
-            self.errors["snapshot"] += 1
+        why = reason(error, self.errors)
         if not state.refused:
             say(logging.WARNING, "not checked", pid=subject.target.pid, why=why)
         state.refused = why

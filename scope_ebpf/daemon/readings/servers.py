@@ -25,8 +25,8 @@ from scope_ebpf.beam.servers.abandoned import MOST_SERVERS, Mailboxes, Request
 from scope_ebpf.beam.servers.looks import Servers
 from scope_ebpf.daemon.looks.owners import in_turns, queue_of
 from scope_ebpf.daemon.notify import say
-from scope_ebpf.daemon.readings.thread import ReadingThread
-from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ScopeError, TooMuchError
+from scope_ebpf.daemon.readings.thread import Observed, ReadingThread, reason
+from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, TooMuchError
 from scope_ebpf.metrics.servers import Counts, Edge, ServersReading, ServerSums
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.servers.looks import Look
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.daemon.config import Config
-    from scope_ebpf.daemon.looks.owners import Owner
     from scope_ebpf.metrics.reading import Reading
 
 #: The part of a target's budget that looks may take of the daemon's CPU.
@@ -58,30 +57,15 @@ _OWNER_CPU = 1.0
 _PASS, _OFF = 0.25, 2.0
 
 
-class Subject(Protocol):
+class Subject(Observed, Protocol):
     """A target whose servers are looked at: a ``watch.Watch``."""
-
-    @property
-    def target(self) -> Target:
-        """The VM."""
-
-    @property
-    def owner(self) -> Owner:
-        """Whose process it is."""
 
     @property
     def reading(self) -> Reading:
         """Its last figures."""
 
-    @property
-    def income(self) -> float:
-        """Seconds of CPU a second that observing it may cost."""
-
     def publish_servers(self, found: ServersReading) -> None:
         """Take what the looks saw."""
-
-    def fail(self, error: ScopeError) -> None:
-        """Take why the target must be dropped."""
 
 
 class Sight:
@@ -246,10 +230,7 @@ class ServerLooks(ReadingThread):
 
         Code that is loaded meanwhile makes a look fail now and then.
         """
-        known = isinstance(error, ScopeError)
-        why = str(error) if known else repr(error)
-        if not known:
-            self.errors["snapshot"] += 1
+        why = reason(error, self.errors)
         state.failures += 1
         if state.sight and state.failures < _FAILURES:
             return INTERVAL

@@ -28,7 +28,7 @@ from scope_ebpf.beam.processes.table import ALL, CHUNK, LOAD, ProcessTable, base
 from scope_ebpf.daemon.looks.owners import in_turns, queue_of
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.readings.memory import Readers
-from scope_ebpf.daemon.readings.thread import ReadingThread
+from scope_ebpf.daemon.readings.thread import ReadingThread, reason
 from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError, ScopeError
 from scope_ebpf.metrics.reading import MemoryReading
 from scope_ebpf.metrics.snapshot import Reductions, SnapshotReading
@@ -332,10 +332,7 @@ class Snapshots(ReadingThread):
 
     def _failed(self, subject: Subject, state: _State, part: str, error: Exception) -> None:
         """Show no *part* until it can be read again; log once why."""
-        known = isinstance(error, ScopeError)
-        if not known:
-            self._errors["snapshot"] += 1
-        why = str(error) if known else repr(error)
+        why = reason(error, self._errors)
         if part not in state.refused:
             say(logging.WARNING, "memory not read", pid=subject.target.pid, part=part, why=why)
         state.refused[part] = why

@@ -23,9 +23,9 @@ from scope_ebpf.beam.telemetry.encoding import Decoder, Encoder
 from scope_ebpf.beam.telemetry.library import MODULE, TABLE, loaded, settings
 from scope_ebpf.daemon.looks.owners import in_turns, queue_of
 from scope_ebpf.daemon.notify import say
-from scope_ebpf.daemon.readings.thread import ReadingThread
+from scope_ebpf.daemon.readings.thread import Observed, ReadingThread, reason
 from scope_ebpf.daemon.telemetry import Offer
-from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError, ScopeError
+from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError
 from scope_ebpf.metrics.telemetry import OTHER, Counted, TelemetryReading, TelemetrySums
 from scope_ebpf.runs.telemetry import row_of
 from scope_ebpf.runs.telemetry_hooks import hooks_of
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.budget.strata import Estimate
     from scope_ebpf.daemon.config import Config
-    from scope_ebpf.daemon.looks.owners import Owner
     from scope_ebpf.daemon.telemetry import Crop, Specified
     from scope_ebpf.telemetry.specs import Spec
 
@@ -58,20 +57,8 @@ _OWNER_CPU = 1.0
 _PASS, _OFF = 0.25, 2.0
 
 
-class Subject(Protocol):
+class Subject(Observed, Protocol):
     """A target whose telemetry is read: a ``watch.Watch``."""
-
-    @property
-    def target(self) -> Target:
-        """The VM."""
-
-    @property
-    def owner(self) -> Owner:
-        """Whose process it is."""
-
-    @property
-    def income(self) -> float:
-        """Seconds of CPU a second that observing it may cost."""
 
     def offer_telemetry(self, offer: Offer | None) -> None:
         """Count events as *offer* says from the next tick on; None to count none."""
@@ -84,9 +71,6 @@ class Subject(Protocol):
 
     def publish_telemetry(self, found: TelemetryReading) -> None:
         """Show these figures with the next reading."""
-
-    def fail(self, error: ScopeError) -> None:
-        """Take why the target must be dropped."""
 
 
 class Sight:
@@ -282,10 +266,7 @@ class TelemetryLooks(ReadingThread):
 
         Code that is loaded meanwhile makes a look fail now and then.
         """
-        known = isinstance(error, ScopeError)
-        why = str(error) if known else repr(error)
-        if not known:
-            self.errors["snapshot"] += 1
+        why = reason(error, self.errors)
         state.failures += 1
         if state.sight and state.sight.is_there and state.failures < _FAILURES:
             return _INTERVAL

@@ -4,7 +4,42 @@
 from __future__ import annotations
 
 import threading
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from scope_ebpf.errors import ScopeError
+
+if TYPE_CHECKING:
+    from collections import Counter
+
+    from scope_ebpf.beam.vm.target import Target
+    from scope_ebpf.daemon.looks.owners import Owner
+
+
+class Observed(Protocol):
+    """A target that a thread reads: a ``watch.Watch``."""
+
+    @property
+    def target(self) -> Target:
+        """The VM."""
+
+    @property
+    def owner(self) -> Owner:
+        """Whose process it is."""
+
+    @property
+    def income(self) -> float:
+        """Seconds of CPU a second that observing it may cost."""
+
+    def fail(self, error: ScopeError) -> None:
+        """Take why the target must be dropped."""
+
+
+def reason(error: Exception, errors: Counter[str]) -> str:
+    """Why a target could not be read; an unexpected error is counted in *errors*."""
+    if isinstance(error, ScopeError):
+        return str(error)
+    errors["snapshot"] += 1
+    return repr(error)
 
 
 class ReadingThread:

@@ -7,7 +7,6 @@ Everything lives as long as this process's file descriptors.
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,20 +14,19 @@ import numpy as np
 
 from scope_ebpf import events
 from scope_ebpf.attach import allowlist
-from scope_ebpf.errors import HostError, NothingToAttachError
+from scope_ebpf.errors import HostError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.attach.uprobes import (
     TRACE_UPROBE_MULTI,
     Attacher,
     Uprobes,
     has_multi,
-    wait_gone,
 )
 from scope_ebpf.kernel.bpf.long_ring import LongRing
 from scope_ebpf.kernel.bpf.maps import U32, U64
 from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
-from scope_ebpf.kernel.closing import Closing
 from scope_ebpf.kernel.observers.loaded_plan import by_program
+from scope_ebpf.kernel.observers.windowed import WindowedWatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -41,8 +39,6 @@ if TYPE_CHECKING:
 
 #: The program of each class of markers.
 PROGRAMS = {"callback": "mark_callback", "function": "mark_function"}
-#: The end of a window that has none.
-_NEVER = (1 << 64) - 1
 #: Ids that can be added to those that a watch began with.
 _SPARE = 8192
 #: Processes whose calls can be followed, at least and at most (352 bytes each).
@@ -82,7 +78,7 @@ class _Maps(NamedTuple):
     counts: Map
 
 
-class MarkWatch(Closing):
+class MarkWatch(WindowedWatch):
     """
     Watches the functions whose ids are the keys of *ids*, in the VM of *identity*.
 
@@ -91,6 +87,8 @@ class MarkWatch(Closing):
     manager; nothing counts before :meth:`attach` and :meth:`open_window`. Raises HostError where
     the kernel refuses, and NothingToAttachError if a hook cannot be attached.
     """
+
+    SEEN = "marks"
 
     def __init__(
         self,
@@ -111,8 +109,7 @@ class MarkWatch(Closing):
         self._streams = bool(settings["stream"])
         self._processes = min(max(2 * processes, _FEWEST), _MOST)
         self._resources = ExitStack()
-        #: Readable when the hooks are out that were released last.
-        self._leaving: int | None = None
+        self._leaving = None
 
     def _open(self) -> None:
         made = BpfObject("mark", object_bytes("mark"))
@@ -134,6 +131,7 @@ class MarkWatch(Closing):
             callers=made.map("mark_callers", events.MARK_CALLER, U64),
             counts=made.map("mark_counts", U32, U64),
         )
+        self._window = self._maps.window
         if self._streams:
             ring = LongRing(made.maps["mark_ring"].fd, _RING_BYTES)
             self._ring = self._resources.enter_context(closing(ring))
@@ -155,39 +153,6 @@ class MarkWatch(Closing):
             else:
                 self._known[key] = tagged, arity
         return left_out
-
-    def attach(self) -> None:
-        """Attach every hook. Nothing counts yet."""
-        wait_gone(self._leaving)
-        self._leaving = None
-        groups = by_program(self._hooks)
-        ready = [(self._object.program_fd(name), group) for name, group in groups.items()]
-        failed = [error for error in self._uprobes.attach(ready) if error]
-        if failed:
-            raise NothingToAttachError(f"marks cannot be seen: {failed[0]}")
-
-    def release(self) -> None:
-        """Remove every hook, without waiting: they cost nothing from now on."""
-        self._leaving = self._uprobes.detach()
-
-    def open_window(self, seconds: float | None = None, hits: int | None = None) -> int:
-        """Count from now on, for *seconds* and *hits*, or without limit; returns the time, ns."""
-        now = time.monotonic_ns()
-        until = _NEVER if seconds is None else now + int(seconds * 1e9)
-        self._maps.window[0] = (now, until, hits or 0, hits is not None)
-        return now
-
-    def is_over(self) -> bool:
-        """Whether the hits of the window are used up, or its time."""
-        return int(self._maps.window[0]["until_ns"]) <= time.monotonic_ns()
-
-    def close_window(self) -> int:
-        """Count no longer; returns when counting ended, ns: now, or earlier."""
-        window = self._maps.window[0]
-        now = min(time.monotonic_ns(), int(window["until_ns"]))
-        window["until_ns"] = now
-        self._maps.window[0] = window
-        return now
 
     def forget_open(self) -> None:
         """Forget which calls were open when the window ended: their end will not be seen."""
@@ -246,13 +211,3 @@ class MarkWatch(Closing):
         """Hits of each class of markers, and what could not be counted, by MARK_COUNTS."""
         values = self._maps.counts.values().sum(axis=1).tolist()
         return dict(zip(events.MARK_COUNTS, map(int, values), strict=True))
-
-    def detach(self) -> None:
-        """Remove the breakpoints, and wait for it; the counts can still be read."""
-        wait_gone(self._leaving)
-        self._leaving = None
-        wait_gone(self._uprobes.detach())
-
-    def close(self) -> None:
-        """Detach, and give everything back to the kernel."""
-        self._resources.close()

@@ -7,25 +7,23 @@ Everything lives as long as this process's file descriptors.
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from scope_ebpf import events
 from scope_ebpf.attach import allowlist
-from scope_ebpf.errors import HostError, NothingToAttachError
+from scope_ebpf.errors import HostError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.attach.uprobes import (
     TRACE_UPROBE_MULTI,
     Attacher,
     Uprobes,
     has_multi,
-    wait_gone,
 )
 from scope_ebpf.kernel.bpf.maps import U32, U64
 from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
-from scope_ebpf.kernel.closing import Closing
 from scope_ebpf.kernel.observers.loaded_plan import by_program
+from scope_ebpf.kernel.observers.windowed import WindowedWatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,8 +35,6 @@ if TYPE_CHECKING:
     from scope_ebpf.kernel.attach.uprobes import Identity
     from scope_ebpf.kernel.bpf.maps import Map
 
-#: The end of a window that has none.
-_NEVER = (1 << 64) - 1
 _PROGRAMS = ("server_send", "server_reply", "server_take", "server_out", "server_exit")
 
 
@@ -65,7 +61,7 @@ class _Maps(NamedTuple):
     messages: Map
 
 
-class ServerWatch(Closing):
+class ServerWatch(WindowedWatch):
     """
     Watches the messages of servers in the VM of *identity*.
 
@@ -74,6 +70,8 @@ class ServerWatch(Closing):
     before :meth:`attach` and :meth:`open_window`. Raises HostError where the kernel refuses, and
     NothingToAttachError if one hook cannot be attached: the others would count wrong.
     """
+
+    SEEN = "messages of servers"
 
     def __init__(
         self,
@@ -93,8 +91,7 @@ class ServerWatch(Closing):
         self._settings["sees_idle"] = any(hook.program == "server_out" for hook in hooks)
         self._settings["by_tag"] = by_tag
         self._resources = ExitStack()
-        #: Readable when the hooks are out that were released last.
-        self._leaving: int | None = None
+        self._leaving = None
 
     def _open(self) -> None:
         made = BpfObject("server", object_bytes("server"))
@@ -114,6 +111,7 @@ class ServerWatch(Closing):
             given_up=made.map("abandoned_calls", events.SERVER_REFERENCE, events.SERVER_CALL),
             messages=made.map("server_messages", U64, events.SERVER_MESSAGE),
         )
+        self._window = self._maps.window
         self._attacher = self._resources.enter_context(Attacher())
         self._uprobes = Uprobes(self._identity, self._attacher, multi=multi)
         self._resources.callback(self.detach)
@@ -122,39 +120,6 @@ class ServerWatch(Closing):
     def attacher(self) -> Attacher:
         """The process that holds the breakpoints."""
         return self._attacher
-
-    def attach(self) -> None:
-        """Attach every hook. Nothing counts yet."""
-        wait_gone(self._leaving)
-        self._leaving = None
-        groups = by_program(self._hooks)
-        ready = [(self._object.program_fd(name), group) for name, group in groups.items()]
-        failed = [error for error in self._uprobes.attach(ready) if error]
-        if failed:
-            raise NothingToAttachError(f"messages of servers cannot be seen: {failed[0]}")
-
-    def release(self) -> None:
-        """Remove every hook, without waiting: they cost nothing from now on."""
-        self._leaving = self._uprobes.detach()
-
-    def open_window(self, seconds: float | None = None, hits: int | None = None) -> int:
-        """Count from now on, for *seconds* and *hits*, or without limit; returns the time, ns."""
-        now = time.monotonic_ns()
-        until = _NEVER if seconds is None else now + int(seconds * 1e9)
-        self._maps.window[0] = (now, until, hits or 0, hits is not None)
-        return now
-
-    def is_over(self) -> bool:
-        """Whether the hits of the window are used up, or its time."""
-        return int(self._maps.window[0]["until_ns"]) <= time.monotonic_ns()
-
-    def close_window(self) -> int:
-        """Count no longer; returns when counting ended, ns: now, or earlier."""
-        window = self._maps.window[0]
-        now = min(time.monotonic_ns(), int(window["until_ns"]))
-        window["until_ns"] = now
-        self._maps.window[0] = window
-        return now
 
     def forget_open(self) -> None:
         """Forget what was under way when the window ended: its end will not be seen."""
@@ -206,13 +171,3 @@ class ServerWatch(Closing):
         values = self._maps.counts.values().sum(axis=1).tolist()
         names = (*_PROGRAMS, "lost", "unreadable")
         return dict(zip(names, values, strict=True))
-
-    def detach(self) -> None:
-        """Remove the breakpoints, and wait for it; the counts can still be read."""
-        wait_gone(self._leaving)
-        self._leaving = None
-        wait_gone(self._uprobes.detach())
-
-    def close(self) -> None:
-        """Detach, and give everything back to the kernel."""
-        self._resources.close()
