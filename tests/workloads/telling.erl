@@ -10,6 +10,8 @@
 %%              /r/K, has K rem 4 queries and fails if K rem 10 is 0; one query more is of no request
 %%   steady E L E events and L lookups a second from now on, all of one route and 200 us long; "still"
 %%              ends that, and answers with the number of events since
+%%   split MS   for so many milliseconds requests that burn CPU: 60 parts in the route /cpu/60, which has
+%%              10 parts in mounts of a LiveView in its middle, and 30 in /cpu/30, which raises
 %%   killed     a process is killed within a request
 %%   persist    telemetry:persist/0
 %%   reload     the module telemetry is loaded again
@@ -72,6 +74,10 @@ command(_, ["steady", Events, Lookups]) ->
 command(_, ["still"]) ->
     steady ! {stop, self()},
     receive {stopped, Events} -> integer_to_list(Events) end;
+command(_, ["split", Milliseconds]) ->
+    End = erlang:monotonic_time(millisecond) + list_to_integer(Milliseconds),
+    {_, Reference} = spawn_monitor(fun() -> split(End) end),
+    receive {'DOWN', Reference, _, _, normal} -> "done split" end;
 command(_, ["killed"]) ->
     Self = self(),
     {Pid, Reference} = spawn_monitor(fun() ->
@@ -153,6 +159,31 @@ request(K) ->
         Fails andalso answered(Began, Conn),
         #{conn => Conn, kind => exit, exception => exception('Elixir.ArgumentError')}
     end).
+
+split(End) ->
+    Plug = #{plug => 'Elixir.ShopWeb.PageController', plug_opts => show},
+    Socket = #{socket => socket()},
+    working([phoenix, router_dispatch], stop, Plug#{route => <<"/cpu/60">>}, fun() ->
+        burn(30),
+        working([phoenix, live_view, mount], stop, Socket, fun() -> burn(10) end),
+        burn(30)
+    end),
+    working([phoenix, router_dispatch], exception, Plug#{route => <<"/cpu/30">>, reason => no,
+        kind => error}, fun() -> burn(30) end),
+    case erlang:monotonic_time(millisecond) < End of
+        true -> split(End);
+        false -> ok
+    end.
+
+working(Family, End, Metadata, Work) ->
+    telemetry:execute(Family ++ [start], #{system_time => 1}, Metadata),
+    Work(),
+    telemetry:execute(Family ++ [End], #{duration => 1}, Metadata).
+
+burn(Parts) -> burn(2000 * Parts, 0).
+
+burn(0, Sum) -> Sum;
+burn(N, Sum) -> burn(N - 1, Sum bxor N).
 
 begun(Name) -> telemetry:execute(Name, #{system_time => 1}, #{}).
 

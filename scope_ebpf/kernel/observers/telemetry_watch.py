@@ -7,7 +7,7 @@ a breakpoint on the function that every event passes.
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
 from scope_ebpf.kernel.closing import Closing
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -46,13 +46,29 @@ _EXECUTE = "telemetry_execute"
 _NO_LIMIT = (1 << 31) - 1
 
 
+def _ignore(_: int) -> None:
+    pass
+
+
+class Work(NamedTuple):
+    """Where it is noted what processes work on."""
+
+    #: Works that differ in their labels; others have no name.
+    rows: int
+    #: The map of processes of another object; None for one of its own.
+    fd: int | None = None
+    #: Called with the value of the gate at which works begin from now on; 0 if none do.
+    opened: Callable[[int], None] = _ignore
+
+
 class TelemetryWatch(Closing):
     """
     Counts events of the process of *identity* while hooks are attached and it is started.
 
     *hooks* are of one program, with names of ``allowlist.TELEMETRY``, none where breakpoints are
     the only way; *settings* is one ``events.TELEMETRY_SETTINGS``. *rows* is the most rows;
-    *attacher* holds the breakpoints, one of its own without it. HostError where the kernel refuses.
+    *attacher* holds the breakpoints, one of its own without it; *work* says where it is noted what
+    processes work on. HostError where the kernel refuses.
     """
 
     def __init__(
@@ -61,7 +77,9 @@ class TelemetryWatch(Closing):
         settings: NDArray[np.void],
         hooks: Sequence[Attachment],
         rows: int = ROWS,
+        *,
         attacher: Attacher | None = None,
+        work: Work | None = None,
     ) -> None:
         host.require_host_pids(
             "this runs in a pid namespace, where the kernel's numbers of processes are others"
@@ -69,11 +87,13 @@ class TelemetryWatch(Closing):
         if strange := [hook.name for hook in hooks if hook.name not in TELEMETRY]:
             raise NothingToAttachError(f"{strange[0]} is not on the list of permitted hooks")
         self._identity, self._hooks, self._most = identity, hooks, rows
-        self._attacher = attacher
+        self._attacher, self._work = attacher, work
         self._programs = {_EXECUTE, *(hook.program for hook in hooks)}
         #: Readable when the hooks are out that were released last.
         self._leaving: int | None = None
         self._wants_spans = bool(settings["spans"])
+        #: How often it was started.
+        self._starts = 0
         self._resources = ExitStack()
         self._object = self._resources.enter_context(
             closing(BpfObject("telemetry", object_bytes("telemetry")))
@@ -84,6 +104,7 @@ class TelemetryWatch(Closing):
         self._object.maps["rows"].set_entries(self._most)
         if self._wants_spans:
             self._object.maps["spans"].set_entries(_RING_BYTES)
+        self._prepare_work()
         multi = has_multi()
         self._object.load(self._programs, TRACE_UPROBE_MULTI if multi else None)
         self._gate = self._object.map("gate", U32, U64)
@@ -96,6 +117,25 @@ class TelemetryWatch(Closing):
         self._uprobes = Uprobes(self._identity, attacher, multi=multi)
         self._breakpoints = Breakpoints(self._identity, self._object.programs, _NO_LIMIT)
         self._resources.callback(self._detach)
+
+    def _prepare_work(self) -> None:
+        works = self._object.maps["works"]
+        if self._work is None:
+            works.set_entries(1)
+            return
+        self._object.maps["work_rows"].set_entries(self._work.rows)
+        if self._work.fd is not None:
+            works.share(self._work.fd)
+
+    @property
+    def works_fd(self) -> int:
+        """The map of what processes work on, which samplers share; while this is open."""
+        return self._object.maps["works"].fd
+
+    def work_row(self, number: int) -> np.void | None:
+        """The TELEMETRY_ROW that has this number among works; None if it has none."""
+        found: Any = self._object.map("work_rows", U64, events.TELEMETRY_ROW).get(number)
+        return None if found is None else found[()]
 
     def attach(self) -> None:
         """Attach to the functions that look handlers up; NothingToAttachError, HostError."""
@@ -116,31 +156,42 @@ class TelemetryWatch(Closing):
 
     def release(self) -> None:
         """Remove every hook, without waiting: they cost nothing from now on."""
-        self._gate[0] = 0
+        self._shut()
         self._breakpoints.close()
         if self._leaving is None:
             self._leaving = self._uprobes.detach()
 
     def specify(
-        self, event: NDArray[np.void], spec: NDArray[np.void], other: NDArray[np.void]
+        self,
+        event: NDArray[np.void],
+        spec: NDArray[np.void],
+        other: NDArray[np.void] | None = None,
     ) -> None:
         """
         Count *event*, a TELEMETRY_EVENT, as *spec* says, a TELEMETRY_SPEC.
 
         *other* is the TELEMETRY_ROW of what finds no room; it keeps its counts.
         """
-        if self._rows.get(other) is None:
+        if other is not None and self._rows.get(other) is None:
             self._rows[other] = np.zeros((), events.TELEMETRY_TOTALS)
         self._specs[event] = spec
 
     def start(self) -> None:
-        """Count from now on."""
-        self._gate[0] = 1
+        """Count from now on; what processes work on counts if it begins from now on."""
+        self._starts += 1
+        self._gate[0] = self._starts
+        if self._work:
+            self._work.opened(self._starts)
 
     def stop(self) -> None:
         """Remove the breakpoints; the counts can still be read."""
-        self._gate[0] = 0
+        self._shut()
         self._detach()
+
+    def _shut(self) -> None:
+        self._gate[0] = 0
+        if self._work:
+            self._work.opened(0)
 
     def _detach(self) -> None:
         self._breakpoints.close()
