@@ -59,7 +59,7 @@ MAX_PROBED_FUNCTIONS = 4
 #: of the name of a telemetry event
 TELEMETRY_ATOMS = 8
 #: labels of a telemetry event
-TELEMETRY_LABELS = 3
+TELEMETRY_LABELS = 4
 #: steps of the path to a label
 TELEMETRY_STEPS = 4
 #: measurements of a telemetry event that are added up; durations of the first are a histogram
@@ -907,7 +907,7 @@ TELEMETRY_SPEC = np.dtype([
     ("wrapper", "<u8"),
     ("wrapped", "<u8"),
     ("measure", "<u8", (4,)),
-    ("path", "<u8", (12,)),
+    ("path", "<u8", (16,)),
 ])
 
 #: An Erlang process of a target.
@@ -937,8 +937,8 @@ WORK_KEY = np.dtype([
 TELEMETRY_ROW = np.dtype([
     ("spec", "<u4"),
     ("padding", "<u4"),
-    ("label", "<u8", (3,)),
-    ("text", "u1", (192,)),
+    ("label", "<u8", (4,)),
+    ("text", "u1", (256,)),
 ])
 
 #: Counts of one telemetry_row.
@@ -956,8 +956,8 @@ TELEMETRY_SPAN = np.dtype([
     ("duration", "<i8"),
     ("spec", "<u4"),
     ("starts", "<u4"),
-    ("label", "<u8", (3,)),
-    ("text", "u1", (192,)),
+    ("label", "<u8", (4,)),
+    ("text", "u1", (256,)),
 ])
 
 #: Location of one argument of a USDT site.

@@ -22,7 +22,7 @@
 #define CAPTURE_WORDS 8 /* of each: the term, then the first seven words that it points to */
 #define MAX_PROBED_FUNCTIONS 4 /* functions that interpreted.bpf.c watches at a time */
 #define TELEMETRY_ATOMS 8 /* of the name of a telemetry event */
-#define TELEMETRY_LABELS 3 /* labels of a telemetry event */
+#define TELEMETRY_LABELS 4 /* labels of a telemetry event */
 #define TELEMETRY_STEPS 4 /* steps of the path to a label */
 #define TELEMETRY_MEASURES 4 /* measurements of a telemetry event that are added up; durations of the first are a histogram */
 #define TELEMETRY_TEXT_BYTES 64 /* of a binary that is a label */
@@ -982,7 +982,7 @@ struct telemetry_spec {
 	__u64 wrapper; /* a struct that has the exception in another one, eterm */
 	__u64 wrapped; /* its key with that exception, eterm */
 	__u64 measure[4]; /* keys of the measurements, eterm */
-	__u64 path[12]; /* of each label; 0 behind the last step, eterm */
+	__u64 path[16]; /* of each label; 0 behind the last step, eterm */
 };
 
 /* An Erlang process of a target. */
@@ -1012,8 +1012,8 @@ struct work_key {
 struct telemetry_row {
 	__u32 spec; /* number of the specification */
 	__u32 padding; /* named, so that it is zero */
-	__u64 label[3]; /* an immediate term, or LABEL_* */
-	__u8 text[192]; /* the first bytes of each label that is a binary; of specification 0 a telemetry_event */
+	__u64 label[4]; /* an immediate term, or LABEL_* */
+	__u8 text[256]; /* the first bytes of each label that is a binary; of specification 0 a telemetry_event */
 };
 
 /* Counts of one telemetry_row. */
@@ -1031,8 +1031,8 @@ struct telemetry_span {
 	__s64 duration; /* the first measurement, ns */
 	__u32 spec; /* number of the specification */
 	__u32 starts; /* 1: it began something, and has no duration and no labels; 2: it has no duration */
-	__u64 label[3]; /* as of telemetry_row */
-	__u8 text[192]; /* as of telemetry_row */
+	__u64 label[4]; /* as of telemetry_row */
+	__u8 text[256]; /* as of telemetry_row */
 };
 
 /* Location of one argument of a USDT site. */

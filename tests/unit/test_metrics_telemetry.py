@@ -29,6 +29,7 @@ from scope_ebpf.metrics.telemetry import (
     TelemetryReading,
     TelemetrySums,
     kind_of,
+    worked,
 )
 from scope_ebpf.telemetry.specs import of_series
 
@@ -42,6 +43,7 @@ PREFIXES = (
     "beam_live_",
     "beam_db_",
     "beam_job_",
+    "beam_route_",
     "beam_telemetry_",
     "scope_ebpf_tele",
 )
@@ -112,7 +114,9 @@ def test_each_library_has_its_series():
     found = series(
         sums.add(
             [
-                counted("*.query", 5.0, repo="Shop.Repo", source=None, result="ok"),
+                counted(
+                    "*.query", 5.0, repo="Shop.Repo", source=None, command="select", result="ok"
+                ),
                 counted("oban.job.exception", 2.0, worker="W", queue="mail", state="failure"),
                 counted("phoenix.live_view.mount.stop", 4.0, view="V"),
                 counted("phoenix.live_component.handle_event.stop", 6.0, **event),
@@ -124,7 +128,7 @@ def test_each_library_has_its_series():
             1.0,
         )
     )
-    assert 5 == found["beam_db_query_duration_seconds_count", "Shop.Repo", "ok", ""]
+    assert 5 == found["beam_db_query_duration_seconds_count", "select", "Shop.Repo", "ok", ""]
     assert (0.015, 5) == (
         found["beam_db_queue_seconds_total", "Shop.Repo"],
         found["beam_db_queue_waits_total", "Shop.Repo"],
@@ -137,6 +141,31 @@ def test_each_library_has_its_series():
     assert 1 == found["beam_live_view_exceptions_total", "render", "E", "V"]
     assert 9 == found["beam_http_responses_total", "bandit", "4xx"]
     assert 8 == found["beam_telemetry_events_total", "shop.cart.add"]
+
+
+def test_work_has_cpu_time_and_is_no_event():
+    """
+    By kind, route and callback; what is outside of any request, and what has no labels.
+    """
+    news = [
+        worked("phoenix.router_dispatch.stop", "/a", 1.5),
+        worked("phoenix.live_view.mount.stop", "V", 0.25),
+        worked("oban.job.stop", "W", 0.5),
+        worked("oban.job.stop", "", 0.75, other=True),
+        worked("", "", 2.0),
+        worked("", "", 4.0, other=True),
+    ]
+    found = series(TelemetrySums(500).add(news, SPAN, 1.0))
+    name = "beam_route_cpu_seconds_total"
+    assert {
+        ("", "http", "/a"): 1.5,
+        ("mount", "live_view", "V"): 0.25,
+        ("", "jobs", "W"): 0.5,
+        ("", "jobs", OTHER): 0.75,
+        ("", "outside", ""): 2.0,
+        ("", OTHER, OTHER): 4.0,
+    } == {key[1:]: value for key, value in found.items() if key[0] == name and value}
+    assert not any("work" in text for key in found for text in key)
 
 
 def all_kinds(look: int, many: int) -> list[Counted]:
@@ -156,6 +185,9 @@ def all_kinds(look: int, many: int) -> list[Counted]:
                 label: ends[label][n % len(ends[label])] for label in spec.labels if label in ends
             }
             known.append(counted(spec.name, 1.0 + n, **dict.fromkeys(spec.labels, name) | ended))
+            if spec.work:
+                known.append(worked(spec.name, name, 1.0))
+    known += [worked("", "", 1.0), worked("", "", 1.0, other=True)]
     return known + [counted(f"shop.{name}", 1.0) for name in names]
 
 

@@ -12,6 +12,7 @@
 %%              ends that, and answers with the number of events since
 %%   split MS   for so many milliseconds requests that burn CPU: 60 parts in the route /cpu/60, which has
 %%              10 parts in mounts of a LiveView in its middle, and 30 in /cpu/30, which raises
+%%   burn N     CPU is burnt within no request
 %%   killed     a process is killed within a request
 %%   persist    telemetry:persist/0
 %%   reload     the module telemetry is loaded again
@@ -78,6 +79,9 @@ command(_, ["split", Milliseconds]) ->
     End = erlang:monotonic_time(millisecond) + list_to_integer(Milliseconds),
     {_, Reference} = spawn_monitor(fun() -> split(End) end),
     receive {'DOWN', Reference, _, _, normal} -> "done split" end;
+command(_, ["burn", Parts]) ->
+    burn(list_to_integer(Parts)),
+    "done burn";
 command(_, ["killed"]) ->
     Self = self(),
     {Pid, Reference} = spawn_monitor(fun() ->
@@ -126,7 +130,7 @@ one_round(Round, Worker) ->
     run([phoenix, live_view, handle_event, stop], Duration,
         #{socket => socket(), event => binary:part(Frame, element(1, binary:match(Frame, <<"inc">>)), 3),
             params => #{}}),
-    query([shop, repo, query], Duration, <<"products">>, {ok, #{num_rows => 3}}),
+    query([shop, repo, query], Duration, <<"products">>, {ok, #{num_rows => 3, command => select}}),
     query([shop, other, query], Duration, nil, {error, closed}),
     run([oban, job, stop], Duration, #{state => success,
         job => #{worker => <<"Shop.Mailer">>, queue => <<"default">>, id => Round}}),
@@ -275,10 +279,13 @@ labels([phoenix, router_dispatch, exception], #{route := Route, plug := Plug, re
 labels([phoenix, live_view, handle_event, stop], #{socket := #{view := View}, event := Event}) ->
     [text(View), text(Event)];
 labels([shop, _, query], #{repo := Repo, source := Source, result := Result}) ->
-    [text(Repo), text(Source), text(element(1, Result))];
+    [text(Repo), text(Source), command_of(Result), text(element(1, Result))];
 labels([oban, job, stop], #{job := #{worker := Worker, queue := Queue}, state := State}) ->
     [text(Worker), text(Queue), text(State)];
 labels(_, _) -> [].
+
+command_of({ok, #{command := Command}}) -> text(Command);
+command_of(_) -> "-".
 
 class(#{'__struct__' := 'Elixir.Plug.Conn.WrapperError', reason := Reason}) -> class(Reason);
 class(#{'__struct__' := Name}) -> Name;

@@ -21,7 +21,7 @@ from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.readings.nifs import Nifs
 from scope_ebpf.errors import HostError, ReadRefusedError
 from scope_ebpf.kernel.bpf.stats import ProgramStats
-from scope_ebpf.kernel.observers.thread_watch import SAMPLER
+from scope_ebpf.kernel.observers.thread_watch import SAMPLER, WorkClock
 from scope_ebpf.metrics.reading import Sampled, ThreadAccounting
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ class WatchedThreads:
 
     def __init__(self, watch: ThreadWatch | None, target: Target, slot: int | None) -> None:
         self._watch, self._slot, self._target = watch, slot or 0, target
+        self._clock: WorkClock | None = None
         self._tids: set[int] = set()
         self._ticks = 0
         self._faults = Faults()
@@ -170,8 +171,17 @@ class WatchedThreads:
             self._cost.charge(self._raw)
         return self._cost.seconds
 
+    def work_clock(self) -> WorkClock | None:
+        """What samples the work of the target's processes; None where threads are not sampled."""
+        if self._watch is None or self._watch.unsampled or not self._addresses:
+            return None
+        self._clock = self._clock or WorkClock(self._watch, self._slot)
+        return self._clock
+
     def close(self) -> None:
         """Stop watching the threads, and free the slot."""
+        if self._clock:
+            self._clock.close()
         if self._watch:
             self._watch.remove(self._slot)
             self._watch = None

@@ -7,7 +7,7 @@ a breakpoint on the function that every event passes.
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -29,16 +29,16 @@ from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
 from scope_ebpf.kernel.closing import Closing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from scope_ebpf.attach.plan import Attachment
     from scope_ebpf.kernel.attach.uprobes import Identity
 
-#: Room for spans, 256 bytes each, until they are read.
+#: Room for spans, 340 bytes each, until they are read.
 _RING_BYTES = 8 << 20
-#: Rows that are counted at a time, 600 bytes each; events of others are counted together.
+#: Rows that are counted at a time, 1.1 KB each; events of others are counted together.
 ROWS = 16384
 #: The program of breakpoints.
 _EXECUTE = "telemetry_execute"
@@ -46,19 +46,30 @@ _EXECUTE = "telemetry_execute"
 _NO_LIMIT = (1 << 31) - 1
 
 
-def _ignore(_: int) -> None:
-    pass
+class Clock(Protocol):
+    """What samples the work of one target: a ``thread_watch.WorkClock``."""
+
+    #: The map of what processes work on.
+    fd: int
+
+    def open(self) -> int:
+        """Count samples of what begins from now on; returns the value of the gate for that."""
+
+    def shut(self) -> None:
+        """Count no samples."""
 
 
 class Work(NamedTuple):
-    """Where it is noted what processes work on."""
+    """What is noted of what processes work on."""
 
     #: Works that differ in their labels; others have no name.
     rows: int
-    #: The map of processes of another object; None for one of its own.
-    fd: int | None = None
-    #: Called with the value of the gate at which works begin from now on; 0 if none do.
-    opened: Callable[[int], None] = _ignore
+    #: What samples it; None if others do, by :attr:`TelemetryWatch.works_fd`.
+    clock: Clock | None = None
+
+
+#: The value of the gate where a profile samples work (WORK_GATE in sample.bpf.h).
+_PROFILED = 1
 
 
 class TelemetryWatch(Closing):
@@ -92,8 +103,6 @@ class TelemetryWatch(Closing):
         #: Readable when the hooks are out that were released last.
         self._leaving: int | None = None
         self._wants_spans = bool(settings["spans"])
-        #: How often it was started.
-        self._starts = 0
         self._resources = ExitStack()
         self._object = self._resources.enter_context(
             closing(BpfObject("telemetry", object_bytes("telemetry")))
@@ -124,8 +133,8 @@ class TelemetryWatch(Closing):
             works.set_entries(1)
             return
         self._object.maps["work_rows"].set_entries(self._work.rows)
-        if self._work.fd is not None:
-            works.share(self._work.fd)
+        if self._work.clock:
+            works.share(self._work.clock.fd)
 
     @property
     def works_fd(self) -> int:
@@ -178,10 +187,8 @@ class TelemetryWatch(Closing):
 
     def start(self) -> None:
         """Count from now on; what processes work on counts if it begins from now on."""
-        self._starts += 1
-        self._gate[0] = self._starts
-        if self._work:
-            self._work.opened(self._starts)
+        clock = self._work.clock if self._work else None
+        self._gate[0] = clock.open() if clock else _PROFILED
 
     def stop(self) -> None:
         """Remove the breakpoints; the counts can still be read."""
@@ -190,8 +197,8 @@ class TelemetryWatch(Closing):
 
     def _shut(self) -> None:
         self._gate[0] = 0
-        if self._work:
-            self._work.opened(0)
+        if self._work and self._work.clock:
+            self._work.clock.shut()
 
     def _detach(self) -> None:
         self._breakpoints.close()

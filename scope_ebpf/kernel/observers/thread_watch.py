@@ -33,7 +33,7 @@ from scope_ebpf.kernel.attach.perf_events import (
 )
 from scope_ebpf.kernel.attach.tracepoints import SchedulerTracepoints
 from scope_ebpf.kernel.bpf.libbpf import library
-from scope_ebpf.kernel.bpf.maps import U32
+from scope_ebpf.kernel.bpf.maps import U32, U64
 from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
 from scope_ebpf.kernel.bpf.stats import ProgramStats, program_stats
 
@@ -121,6 +121,8 @@ class ThreadWatch:
         self._object.load((*_PROGRAMS, SAMPLER))
         self._watched_map = self._object.map("watched", U32, U32)
         self._natives = self._object.map("nifs", events.NIF_KEY, events.NIF)
+        self._work_gates = self._object.map("work_gates", U32, U64)
+        self._work_samples = self._object.map("work_samples", events.WORK_KEY, U64)
         self._maps: list[mmap.mmap] = []
         #: By CPU, target and type of thread, as words.
         self._rows = self._mapped(
@@ -273,6 +275,9 @@ class ThreadWatch:
             self.unwatch(target, list(self._targets[target]))
             for key in self._native_keys(target):
                 self._natives.discard(key)
+            self._work_gates[target] = 0
+            for key in self._work_keys(target):
+                self._work_samples.discard(key)
         finally:
             del self._targets[target]
             self._free.append(target)
@@ -289,6 +294,28 @@ class ThreadWatch:
 
     def _native_keys(self, target: int) -> NDArray[np.void]:
         keys = self._natives.keys()
+        found: NDArray[np.void] = keys[keys["target"] == target]
+        return found
+
+    @property
+    def works_fd(self) -> int:
+        """The map of what processes of all targets work on."""
+        return self._object.maps["works"].fd
+
+    def gate_work(self, target: int, gate: int) -> None:
+        """Count samples of the work of *target* that begins at this value of its gate, 0 none."""
+        self._work_gates[target] = gate
+
+    def work(self, target: int) -> dict[int, int]:
+        """Samples of the work of *target*, by the number of its row."""
+        found = {}
+        for key in self._work_keys(target):
+            if (values := self._work_samples.get(key)) is not None:
+                found[int(key["row"])] = int(values.sum())
+        return found
+
+    def _work_keys(self, target: int) -> NDArray[np.void]:
+        keys = self._work_samples.keys()
         found: NDArray[np.void] = keys[keys["target"] == target]
         return found
 
@@ -337,6 +364,40 @@ class ThreadWatch:
             with contextlib.suppress(BufferError):  # an array of it is still in use
                 self._maps.pop().close()
         self._object.close()
+
+
+class WorkClock:
+    """
+    Samples what processes of the target with number *target* of *watch* work on, until closed.
+
+    Attributes:
+        fd: the map of what processes work on.
+    """
+
+    def __init__(self, watch: ThreadWatch, target: int) -> None:
+        self._watch: ThreadWatch | None = watch
+        self._target = target
+        self.fd = watch.works_fd
+
+    def open(self) -> int:
+        """Count samples of what begins from now on; returns the value of the gate for that."""
+        gate = time.monotonic_ns()
+        if self._watch:
+            self._watch.gate_work(self._target, gate)
+        return gate
+
+    def shut(self) -> None:
+        """Count no samples."""
+        if self._watch:
+            self._watch.gate_work(self._target, 0)
+
+    def samples(self) -> dict[int, int]:
+        """Samples so far, by the number of a row."""
+        return self._watch.work(self._target) if self._watch else {}
+
+    def close(self) -> None:
+        """Sample no more: the number may be another target's from now on."""
+        self._watch = None
 
 
 def attach_or_reason() -> tuple[ThreadWatch | None, str]:
