@@ -100,7 +100,7 @@ def test_cpu_time_goes_to_what_is_worked_on(observed):
     name = "beam_route_cpu_seconds_total"
     planted = {("", "http", "/cpu/60"): 0.6, ("", "http", "/cpu/30"): 0.3}
     planted |= {("mount", "live_view", "ShopWeb.CounterLive"): 0.1}
-    beam.ask("split 2000")
+    beam.ask("split 4000")
     keys = [(name, *key) for key in planted]
     found = running.until(beam.pid, lambda n: sum(n.get(key, 0) for key in keys) > 0.4)
     total = sum(found.get(key, 0) for key in keys)

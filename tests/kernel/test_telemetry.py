@@ -368,7 +368,7 @@ def test_a_profile_by_route_has_the_planted_split(beam, tmp_path):
     run = Run([*SCOPE_TRACE, *command, *more], None)
     try:
         run.wait_for_counting()
-        beam.ask("split 1500")
+        beam.ask("split 2500")
         beam.ask("burn 1000")
         outcome = run.stop()
     finally:

@@ -14,6 +14,7 @@ import pytest
 from test_metrics_exposition import exported, reading, samples
 
 from scope_ebpf import events
+from scope_ebpf.metrics.page import Page
 from scope_ebpf.metrics.ranking import NEW
 from scope_ebpf.metrics.telemetry import (
     FAMILIES,
@@ -28,6 +29,7 @@ from scope_ebpf.metrics.telemetry import (
     Span,
     TelemetryReading,
     TelemetrySums,
+    expose_telemetry,
     kind_of,
     worked,
 )
@@ -166,6 +168,38 @@ def test_work_has_cpu_time_and_is_no_event():
         ("", OTHER, OTHER): 4.0,
     } == {key[1:]: value for key, value in found.items() if key[0] == name and value}
     assert not any("work" in text for key in found for text in key)
+
+
+def test_names_of_prom_ex():
+    """
+    In milliseconds, under the name of the release; series that differ in other labels are added up.
+    """
+    sums = TelemetrySums(500)
+    news = [
+        counted("phoenix.router_dispatch.stop", 5.0, route="/a", method="GET", status="2xx"),
+        counted("phoenix.live_view.mount.stop", 4.0, view="V"),
+        counted("phoenix.live_view.render.stop", 4.0, view="V"),
+        counted("*.query", 5.0, repo="R", source="s", command="select", result="ok"),
+        counted("*.query", 2.0, repo="R", source="s", command="select", result="error"),
+    ]
+    page = Page(prom_ex=True)
+    expose_telemetry(page, "9 Shop@host", sums.add(news, SPAN, 1.0))
+    found = {
+        (one.name, *(v for k, v in sorted(one.labels.items()) if k != "node")): one.value
+        for family in page.families()
+        for one in family.samples
+    }
+    first, http = "_9_shop_prom_ex_", "phoenix_http_request_duration_milliseconds"
+    assert 5 == found[f"{first}phoenix_http_requests_total", "GET", "/a", "2xx"]
+    assert 15 == pytest.approx(found[f"{first}{http}_sum", "GET", "/a", "2xx"])
+    # The bound of 2^23 ns is above 3 ms, that of 2^20 ns below.
+    assert 5 == found[f"{first}{http}_bucket", "8.388608", "GET", "/a", "2xx"]
+    assert 0 == found[f"{first}{http}_bucket", "1.048576", "GET", "/a", "2xx"]
+    assert 4 == found[f"{first}phoenix_live_view_mount_duration_milliseconds_count", "V"]
+    query = f"{first}ecto_repo_query_total_time_milliseconds_count"
+    assert 7 == found[query, "select", "R", "s"]
+    assert not any("render" in name for name, *_ in found if first in name)
+    assert page.samples == len(found)
 
 
 def all_kinds(look: int, many: int) -> list[Counted]:

@@ -10,8 +10,8 @@
 %%              /r/K, has K rem 4 queries and fails if K rem 10 is 0; one query more is of no request
 %%   steady E L E events and L lookups a second from now on, all of one route and 200 us long; "still"
 %%              ends that, and answers with the number of events since
-%%   split MS   for so many milliseconds requests that burn CPU: 60 parts in the route /cpu/60, which has
-%%              10 parts in mounts of a LiveView in its middle, and 30 in /cpu/30, which raises
+%%   split N    N rounds of requests that burn CPU: 60 parts in the route /cpu/60, which has 10 parts
+%%              in mounts of a LiveView in its middle, and 30 in /cpu/30, which raises
 %%   burn N     CPU is burnt within no request
 %%   killed     a process is killed within a request
 %%   persist    telemetry:persist/0
@@ -75,9 +75,8 @@ command(_, ["steady", Events, Lookups]) ->
 command(_, ["still"]) ->
     steady ! {stop, self()},
     receive {stopped, Events} -> integer_to_list(Events) end;
-command(_, ["split", Milliseconds]) ->
-    End = erlang:monotonic_time(millisecond) + list_to_integer(Milliseconds),
-    {_, Reference} = spawn_monitor(fun() -> split(End) end),
+command(_, ["split", N]) ->
+    {_, Reference} = spawn_monitor(fun() -> split(list_to_integer(N)) end),
     receive {'DOWN', Reference, _, _, normal} -> "done split" end;
 command(_, ["burn", Parts]) ->
     burn(list_to_integer(Parts)),
@@ -164,7 +163,8 @@ request(K) ->
         #{conn => Conn, kind => exit, exception => exception('Elixir.ArgumentError')}
     end).
 
-split(End) ->
+split(0) -> ok;
+split(Rounds) ->
     Plug = #{plug => 'Elixir.ShopWeb.PageController', plug_opts => show},
     Socket = #{socket => socket()},
     working([phoenix, router_dispatch], stop, Plug#{route => <<"/cpu/60">>}, fun() ->
@@ -174,10 +174,7 @@ split(End) ->
     end),
     working([phoenix, router_dispatch], exception, Plug#{route => <<"/cpu/30">>, reason => no,
         kind => error}, fun() -> burn(30) end),
-    case erlang:monotonic_time(millisecond) < End of
-        true -> split(End);
-        false -> ok
-    end.
+    split(Rounds - 1).
 
 working(Family, End, Metadata, Work) ->
     telemetry:execute(Family ++ [start], #{system_time => 1}, Metadata),
