@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from beams_run import Beam, compiled_part, start_beam
 
-SPLITS, ROUNDS = 10_000, 3
+SPLITS, ROUNDS = 8_000, 2
 PLANTED = {
     "/cpu/60 ShopWeb.PageController show [phoenix.router_dispatch]": 60,
     "/cpu/30 ShopWeb.PageController show [phoenix.router_dispatch]": 30,

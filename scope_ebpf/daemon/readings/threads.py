@@ -21,7 +21,7 @@ from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.readings.nifs import Nifs
 from scope_ebpf.errors import HostError, ReadRefusedError
 from scope_ebpf.kernel.bpf.stats import ProgramStats
-from scope_ebpf.kernel.observers.thread_watch import SAMPLER, WorkClock
+from scope_ebpf.kernel.observers.thread_watch import SAMPLER
 from scope_ebpf.metrics.reading import Sampled, ThreadAccounting
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.vm.scheduler_addresses import SchedulerAddresses
     from scope_ebpf.beam.vm.target import Target
-    from scope_ebpf.kernel.observers.thread_watch import ThreadWatch
+    from scope_ebpf.kernel.observers.thread_watch import ThreadWatch, WorkClock
 
 #: Ticks between two listings of threads: a VM starts nearly all of them at once.
 _LIST_TICKS = 10
@@ -127,7 +127,6 @@ class WatchedThreads:
 
     def __init__(self, watch: ThreadWatch | None, target: Target, slot: int | None) -> None:
         self._watch, self._slot, self._target = watch, slot or 0, target
-        self._clock: WorkClock | None = None
         self._tids: set[int] = set()
         self._ticks = 0
         self._faults = Faults()
@@ -175,13 +174,10 @@ class WatchedThreads:
         """What samples the work of the target's processes; None where threads are not sampled."""
         if self._watch is None or self._watch.unsampled or not self._addresses:
             return None
-        self._clock = self._clock or WorkClock(self._watch, self._slot)
-        return self._clock
+        return self._watch.works.clock(self._slot)
 
     def close(self) -> None:
         """Stop watching the threads, and free the slot."""
-        if self._clock:
-            self._clock.close()
         if self._watch:
             self._watch.remove(self._slot)
             self._watch = None
