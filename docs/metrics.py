@@ -13,6 +13,7 @@ from pathlib import Path
 
 from scope_ebpf.metrics.catalogue import catalogue
 from scope_ebpf.metrics.compat import rules
+from scope_ebpf.metrics.prom_ex import RULES
 
 PAGE = Path(__file__).parent / "metrics.md"
 _HEAD = """\
@@ -45,6 +46,17 @@ atom, code and other of memory (made of tables that only the VM can measure), an
 """
 
 
+_PROM_EX = """
+## With --compat prom-ex
+
+Histograms of telemetry under the names of PromEx, with the label `node`. Before each is the node's
+name up to its `@`, and `_prom_ex_`; `phoenix_http_requests_total` is the count of the first.
+
+| PromEx | labels | made of |
+| --- | --- | --- |
+"""
+
+
 def text() -> str:
     """The whole page."""
     rows = [
@@ -56,7 +68,13 @@ def text() -> str:
         for source in rules().values()
         for rule in source
     ]
-    return _HEAD + "\n".join(rows) + "\n" + _COMPAT + "\n".join(sorted(theirs)) + "\n"
+    prom_ex = [
+        f"| `{rule.name}_milliseconds` | {', '.join(rule.labels)} | `{source}` |"
+        for source, found in RULES.items()
+        for rule in found
+    ]
+    compat = _COMPAT + "\n".join(sorted(theirs)) + "\n"
+    return _HEAD + "\n".join(rows) + "\n" + compat + _PROM_EX + "\n".join(prom_ex) + "\n"
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@
  *
  * Hooks:  ets_lookup_2 (telemetry 0.4 to 1.3) or persistent_term_get_1 and _2 (1.4), by which
  *         telemetry:execute/3 looks its handlers up; or a breakpoint on that function
- * Counts: rows: events by specification and labels, with the sums of their measurements
- * Emits:  on request a telemetry_span for each event with a specification, and for each that begins
- * what such an event ends; or for each event at all
+ * Counts: rows: events by specification and labels, with the sums of their measurements; works:
+ * what each process works on Emits:  on request a telemetry_span for each event with a
+ * specification, and for each that begins what such an event ends; or for each event at all
  *
  * The JIT stores the top of the Erlang stack in the Process before it calls such a function. There
  * lies the frame of execute/3, in which the compiler keeps the three arguments side by side, the
@@ -50,6 +50,110 @@ static __noinline int submit_span(struct scratch *own, __u32 starts, __s64 durat
 	return 0;
 }
 
+/* A number for the row, which user space can look up; FNV-1a of its words, never WORK_*. */
+static __noinline __u64 number_row(struct scratch *own)
+{
+	__u64 number = 0xcbf29ce484222325ULL;
+	const __u64 *words;
+
+	if (!own)
+		return WORK_OTHER;
+	words = (const __u64 *)&own->row;
+	for (__u32 i = 0; i < sizeof(own->row) / sizeof(__u64); i++)
+		number = (number ^ words[i]) * 0x100000001b3ULL;
+	number |= 1ULL << 63;
+	if (bpf_map_lookup_elem(&work_rows, &number))
+		return number;
+	/* Only 0 and that it is there already (-EEXIST) are no lack of room. */
+	if (bpf_map_update_elem(&work_rows, &number, &own->row, BPF_NOEXIST) &&
+	    !bpf_map_lookup_elem(&work_rows, &number))
+		return WORK_OTHER;
+	return number;
+}
+
+/* What the process works on; NULL if there is none, and *make* is false or there is no room. */
+static __always_inline struct work *works_of(struct scratch *own, bool make)
+{
+	struct work *work;
+	struct zeroes *zero;
+	__u32 first = 0;
+
+	own->at_work.tgid = settings.tgid;
+	own->at_work.pid = 0;
+	if (read(&own->at_work.pid, sizeof(own->at_work.pid), (const void *)own->process)) {
+		own->unreadable = 1;
+		return NULL;
+	}
+	work = bpf_map_lookup_elem(&works, &own->at_work);
+	if (work || !make)
+		return work;
+	zero = bpf_map_lookup_elem(&zeroes, &first);
+	if (!zero)
+		return NULL;
+	bpf_map_update_elem(&works, &own->at_work, &zero->work, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&works, &own->at_work);
+}
+
+/* The process begins the work *event*, whose labels are in the row. */
+static __noinline int begin_work(struct scratch *own, __u32 event)
+{
+	struct work *work = own ? works_of(own, true) : NULL;
+	__u32 at;
+
+	if (!work)
+		return 0;
+	if (work->gate != own->gate) {
+		work->gate = own->gate;
+		work->depth = 0;
+	}
+	if (work->depth >= WORK_DEPTH) { /* the outermost is forgotten: its end may never come */
+		for (__u32 i = 1; i < WORK_DEPTH; i++) {
+			work->event[i - 1] = work->event[i];
+			work->row[i - 1] = work->row[i];
+		}
+		work->depth = WORK_DEPTH - 1;
+	}
+	at = work->depth & (WORK_DEPTH - 1);
+	work->event[at] = event;
+	work->row[at] = number_row(own);
+	work->depth++;
+	return 0;
+}
+
+/* The work *event* of the process ends, and whatever began within it. */
+static __noinline int end_work(struct scratch *own, __u32 event)
+{
+	struct work *work = own ? works_of(own, false) : NULL;
+	__u32 depth = 0;
+
+	if (!work)
+		return 0;
+	if (work->gate == own->gate) {
+		depth = work->depth;
+		for (__u32 i = 0; i < WORK_DEPTH; i++)
+			if (i < work->depth && work->event[i] == event)
+				depth = i;
+	}
+	if (depth)
+		work->depth = depth;
+	else
+		bpf_map_delete_elem(&works, &own->at_work);
+	return 0;
+}
+
+static __noinline int set_labels(struct scratch *own, const struct telemetry_spec *spec,
+				 __u64 metadata)
+{
+	if (!own || !spec)
+		return 0;
+	for (__u32 i = 0; i < TELEMETRY_LABELS; i++) {
+		if (i >= spec->labels)
+			break;
+		set_label(own, i, label_of(own, spec, i, metadata));
+	}
+	return 0;
+}
+
 static __noinline int count_event(struct scratch *own, __u64 name, __u64 measurements,
 				  __u64 metadata)
 {
@@ -72,16 +176,21 @@ static __noinline int count_event(struct scratch *own, __u64 name, __u64 measure
 	own->row.spec = spec->number;
 	if (spec->starts) {
 		count(TELEMETRY_STARTS);
-		submit_span(own, 1, 0);
+		if (spec->starts == 1)
+			submit_span(own, 1, 0);
+		if (spec->work && spec->starts == 1) {
+			set_labels(own, spec, metadata);
+			begin_work(own, spec->work);
+		} else if (spec->work) {
+			end_work(own, spec->work);
+		}
 		return 0;
 	}
+	if (spec->work)
+		end_work(own, spec->work);
 	if (!spec->number)
 		__builtin_memcpy(own->row.text, &own->name, sizeof(own->name));
-	for (__u32 i = 0; i < TELEMETRY_LABELS; i++) {
-		if (i >= spec->labels)
-			break;
-		set_label(own, i, label_of(own, spec, i, metadata));
-	}
+	set_labels(own, spec, metadata);
 	totals = totals_of(own);
 	if (!totals)
 		return 0;
@@ -138,7 +247,7 @@ static __always_inline long read_stack(struct scratch *own, __u64 stop)
  * Find the frame of execute/3 and count its event. *name* is the event's name; 0 if it is not
  * known, then it is the first list of atoms beside two maps.
  */
-static __always_inline int search_stack(__u64 process, __u64 name)
+static __always_inline int search_stack(__u64 process, __u64 name, __u64 gate)
 {
 	struct scratch *own = own_scratch();
 	__u64 stop = 0, word;
@@ -153,6 +262,7 @@ static __always_inline int search_stack(__u64 process, __u64 name)
 		return 0;
 	}
 	own->process = process;
+	own->gate = gate;
 	for (__u32 i = 2; i < STACK_WORDS - 2; i++) {
 		word = own->words[i];
 		if (name ? word != name : !starts_with_atom(word))
@@ -173,30 +283,32 @@ static __always_inline int search_stack(__u64 process, __u64 name)
 SEC("uprobe")
 int BPF_KPROBE(telemetry_ets, __u64 process, __u64 arguments)
 {
-	__u64 given[2] = {};
+	__u64 given[2] = {}, open;
 
 	if (read(given, sizeof(given), (const void *)arguments) || given[0] != settings.table) {
 		is_hit();
 		return 0;
 	}
-	if (!is_hit() || !is_open())
+	if (!is_hit())
 		return 0;
-	return search_stack(process, given[1]);
+	open = open_gate();
+	return open ? search_stack(process, given[1], open) : 0;
 }
 
 /* persistent_term_get_1 and _2(Process *, Eterm *arguments, ...): the key. */
 SEC("uprobe")
 int BPF_KPROBE(telemetry_term, __u64 process, __u64 arguments)
 {
-	__u64 given = 0;
+	__u64 given = 0, open;
 
 	if (read(&given, sizeof(given), (const void *)arguments) || given != settings.term) {
 		is_hit();
 		return 0;
 	}
-	if (!is_hit() || !is_open())
+	if (!is_hit())
 		return 0;
-	return search_stack(process, 0);
+	open = open_gate();
+	return open ? search_stack(process, 0, open) : 0;
 }
 
 /* False if the code was unloaded, and its memory now holds another function. */
@@ -216,10 +328,13 @@ static __always_inline bool is_execute(__u64 address)
 SEC("perf_event")
 int telemetry_execute(struct bpf_perf_event_data *ctx)
 {
-	__u64 arguments[3] = {};
+	__u64 arguments[3] = {}, open;
 	struct scratch *own;
 
-	if (!is_hit() || !is_open() || !is_execute(ctx->regs.rip))
+	if (!is_hit())
+		return 0;
+	open = open_gate();
+	if (!open || !is_execute(ctx->regs.rip))
 		return 0;
 	own = own_scratch();
 	if (!own || read(arguments, sizeof(arguments), (const void *)ctx->regs.rbx)) {
@@ -229,6 +344,7 @@ int telemetry_execute(struct bpf_perf_event_data *ctx)
 	if (!is_map(arguments[1]) || !is_map(arguments[2]))
 		return 0;
 	own->process = ctx->regs.r13;
+	own->gate = open;
 	return count_event(own, arguments[0], arguments[1], arguments[2]);
 }
 

@@ -3,7 +3,7 @@
  * threads: how long the VM's threads wait for a CPU, and why they are off it.
  *
  * Hooks:  sched_switch, sched_wakeup, sched_wakeup_new; a timer of each CPU (perf event)
- * Counts: thread_totals of each row (a target and a type of thread), nifs; per CPU
+ * Counts: thread_totals of each row (a target and a type of thread), nifs, work_samples; per CPU
  * Emits:  nothing
  *
  * One object watches all targets: it runs on every switch of the host, so a thread that is not
@@ -20,6 +20,7 @@
 #include "nif_sample.bpf.h"
 #include "sleep.bpf.h"
 #include "thread_times.bpf.h"
+#include "work_sample.bpf.h"
 
 SEC("tp_btf/sched_switch")
 int BPF_PROG(thread_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
@@ -68,9 +69,10 @@ int thread_sample(struct bpf_perf_event_data *context)
 	flags = sleep_flags(thread);
 	if (flags == -1)
 		totals->refused++;
-	else if (!(flags & SSI_WAITING))
+	else if (!(flags & SSI_WAITING)) {
 		sample_nif(thread, totals);
-	else if (!(flags & (SSI_POLL_SLEEPING | SSI_TSE_SLEEPING)))
+		sample_work(thread, totals);
+	} else if (!(flags & (SSI_POLL_SLEEPING | SSI_TSE_SLEEPING)))
 		totals->busy_waits++; /* else it is entering or leaving a system call */
 	return 0;
 }

@@ -36,6 +36,8 @@ USDT_ARGUMENTS = 8
 MAX_TARGETS = 64
 #: types of threads of a target, each with a row of thread_totals
 THREAD_TYPES = 6
+#: rows of work of all targets that are counted
+MAX_WORKS = 8192
 #: NIFs of all targets that are counted
 MAX_NIFS = 4096
 #: samples a second that threads.bpf.c takes of each CPU: a prime, so that it keeps step with nothing
@@ -57,7 +59,7 @@ MAX_PROBED_FUNCTIONS = 4
 #: of the name of a telemetry event
 TELEMETRY_ATOMS = 8
 #: labels of a telemetry event
-TELEMETRY_LABELS = 3
+TELEMETRY_LABELS = 4
 #: steps of the path to a label
 TELEMETRY_STEPS = 4
 #: measurements of a telemetry event that are added up; durations of the first are a histogram
@@ -70,6 +72,12 @@ TELEMETRY_SLOTS = 160
 TELEMETRY_STEP_ELEMENT = 4
 #: a step to what names an exception: an atom, the struct of a map, the first element of a tuple
 TELEMETRY_STEP_CLASS = 8
+#: works of one process within each other that are followed; a power of two
+WORK_DEPTH = 4
+#: in the place of a telemetry_row's number: a process that works on nothing that is known
+WORK_OUTSIDE = 0
+#: in that place: work for which the map of rows had no room
+WORK_OTHER = 1
 #: modules whose servers are counted apart; the first are those of enum server_slot
 SERVER_SLOTS = 256
 #: sixteen to each octave of nanoseconds; the first takes all that is shorter, the last all that is longer
@@ -873,6 +881,7 @@ SAMPLE = np.dtype([
     ("current", "<u8"),
     ("bottom", "<u8"),
     ("erlang_from", "<u8"),
+    ("work", "<u8"),
     ("kernel", "<u8", (64,)),
 ])
 
@@ -900,21 +909,46 @@ TELEMETRY_SPEC = np.dtype([
     ("labels", "<u4"),
     ("measures", "<u4"),
     ("starts", "<u4"),
+    ("work", "<u4"),
+    ("padding", "<u4"),
     ("guard_key", "<u8"),
     ("guard_value", "<u8"),
     ("struct_key", "<u8"),
     ("wrapper", "<u8"),
     ("wrapped", "<u8"),
     ("measure", "<u8", (4,)),
-    ("path", "<u8", (12,)),
+    ("path", "<u8", (16,)),
+])
+
+#: An Erlang process of a target.
+WORK_PROCESS = np.dtype([
+    ("tgid", "<u4"),
+    ("padding", "<u4"),
+    ("pid", "<u8"),
+])
+
+#: What a process works on, the outermost first.
+WORK = np.dtype([
+    ("gate", "<u8"),
+    ("depth", "<u4"),
+    ("event", "<u4", (4,)),
+    ("padding", "<u4"),
+    ("row", "<u8", (4,)),
+])
+
+#: Samples of the work of a target that are counted together.
+WORK_KEY = np.dtype([
+    ("row", "<u8"),
+    ("target", "<u4"),
+    ("padding", "<u4"),
 ])
 
 #: Events that are counted together.
 TELEMETRY_ROW = np.dtype([
     ("spec", "<u4"),
     ("padding", "<u4"),
-    ("label", "<u8", (3,)),
-    ("text", "u1", (192,)),
+    ("label", "<u8", (4,)),
+    ("text", "u1", (256,)),
 ])
 
 #: Counts of one telemetry_row.
@@ -932,8 +966,8 @@ TELEMETRY_SPAN = np.dtype([
     ("duration", "<i8"),
     ("spec", "<u4"),
     ("starts", "<u4"),
-    ("label", "<u8", (3,)),
-    ("text", "u1", (192,)),
+    ("label", "<u8", (4,)),
+    ("text", "u1", (256,)),
 ])
 
 #: Location of one argument of a USDT site.

@@ -11,6 +11,7 @@
 #define USDT_ARGUMENTS 8 /* arguments of one USDT site */
 #define MAX_TARGETS 64 /* targets whose threads are watched at a time */
 #define THREAD_TYPES 6 /* types of threads of a target, each with a row of thread_totals */
+#define MAX_WORKS 8192 /* rows of work of all targets that are counted */
 #define MAX_NIFS 4096 /* NIFs of all targets that are counted */
 #define SAMPLE_HZ 97 /* samples a second that threads.bpf.c takes of each CPU: a prime, so that it keeps step with nothing */
 #define TICKS_PER_SAMPLE 2 /* ticks of the profiler's timer of which one, drawn at random, becomes a sample */
@@ -21,13 +22,16 @@
 #define CAPTURE_WORDS 8 /* of each: the term, then the first seven words that it points to */
 #define MAX_PROBED_FUNCTIONS 4 /* functions that interpreted.bpf.c watches at a time */
 #define TELEMETRY_ATOMS 8 /* of the name of a telemetry event */
-#define TELEMETRY_LABELS 3 /* labels of a telemetry event */
+#define TELEMETRY_LABELS 4 /* labels of a telemetry event */
 #define TELEMETRY_STEPS 4 /* steps of the path to a label */
 #define TELEMETRY_MEASURES 4 /* measurements of a telemetry event that are added up; durations of the first are a histogram */
 #define TELEMETRY_TEXT_BYTES 64 /* of a binary that is a label */
 #define TELEMETRY_SLOTS 160 /* four for each power of two: slot 4 N + Q counts from 2^N (1 + Q / 4) up to 2^N (1 + (Q + 1) / 4) */
 #define TELEMETRY_STEP_ELEMENT 4 /* a step to an element of a tuple: this, and its number << 4 */
 #define TELEMETRY_STEP_CLASS 8 /* a step to what names an exception: an atom, the struct of a map, the first element of a tuple */
+#define WORK_DEPTH 4 /* works of one process within each other that are followed; a power of two */
+#define WORK_OUTSIDE 0 /* in the place of a telemetry_row's number: a process that works on nothing that is known */
+#define WORK_OTHER 1 /* in that place: work for which the map of rows had no room */
 #define SERVER_SLOTS 256 /* modules whose servers are counted apart; the first are those of enum server_slot */
 #define SERVER_BUCKETS 448 /* sixteen to each octave of nanoseconds; the first takes all that is shorter, the last all that is longer */
 #define SERVER_FIRST_OCTAVE 10 /* bucket 0 begins at 2^10 ns */
@@ -951,6 +955,7 @@ struct sample {
 	__u64 current; /* its ErtsCodeMFA, address */
 	__u64 bottom; /* the bottom word of the Erlang stack: the return address of the first function, address */
 	__u64 erlang_from; /* address of the first copied word of the Erlang stack, address */
+	__u64 work; /* what the process works on: number of a telemetry_row, or WORK_* */
 	__u64 kernel[64]; /* return addresses in the kernel, address */
 };
 
@@ -977,22 +982,47 @@ struct telemetry_spec {
 	__u32 number; /* of the specification; 0 if the row is that of the name */
 	__u32 labels; /* number of labels */
 	__u32 measures; /* number of measurements */
-	__u32 starts; /* 1: it begins what the event of this number ends; it is not counted */
+	__u32 starts; /* 1: it begins what the event of this number ends; it is not counted; 2: nor is this one, which ends work */
+	__u32 work; /* the work that it begins (starts is 1) or ends */
+	__u32 padding; /* named, so that it is zero */
 	__u64 guard_key; /* the event must have this key in its metadata, eterm */
 	__u64 guard_value; /* and this value, eterm */
 	__u64 struct_key; /* the atom __struct__, eterm */
 	__u64 wrapper; /* a struct that has the exception in another one, eterm */
 	__u64 wrapped; /* its key with that exception, eterm */
 	__u64 measure[4]; /* keys of the measurements, eterm */
-	__u64 path[12]; /* of each label; 0 behind the last step, eterm */
+	__u64 path[16]; /* of each label; 0 behind the last step, eterm */
+};
+
+/* An Erlang process of a target. */
+struct work_process {
+	__u32 tgid; /* the target */
+	__u32 padding; /* named, so that it is zero */
+	__u64 pid; /* the process, eterm */
+};
+
+/* What a process works on, the outermost first. */
+struct work {
+	__u64 gate; /* value of the gate at which it began: what is older counts no longer */
+	__u32 depth; /* how many there are */
+	__u32 event[4]; /* work of the telemetry_spec that began each */
+	__u32 padding; /* named, so that it is zero */
+	__u64 row[4]; /* number of its telemetry_row in the map work_rows, or WORK_OTHER */
+};
+
+/* Samples of the work of a target that are counted together. */
+struct work_key {
+	__u64 row; /* number of its telemetry_row, or WORK_* */
+	__u32 target; /* number of the target */
+	__u32 padding; /* named, so that it is zero */
 };
 
 /* Events that are counted together. */
 struct telemetry_row {
 	__u32 spec; /* number of the specification */
 	__u32 padding; /* named, so that it is zero */
-	__u64 label[3]; /* an immediate term, or LABEL_* */
-	__u8 text[192]; /* the first bytes of each label that is a binary; of specification 0 a telemetry_event */
+	__u64 label[4]; /* an immediate term, or LABEL_* */
+	__u8 text[256]; /* the first bytes of each label that is a binary; of specification 0 a telemetry_event */
 };
 
 /* Counts of one telemetry_row. */
@@ -1010,8 +1040,8 @@ struct telemetry_span {
 	__s64 duration; /* the first measurement, ns */
 	__u32 spec; /* number of the specification */
 	__u32 starts; /* 1: it began something, and has no duration and no labels; 2: it has no duration */
-	__u64 label[3]; /* as of telemetry_row */
-	__u8 text[192]; /* as of telemetry_row */
+	__u64 label[4]; /* as of telemetry_row */
+	__u8 text[256]; /* as of telemetry_row */
 };
 
 /* Location of one argument of a USDT site. */

@@ -12,6 +12,10 @@
 #include <bpf/bpf_tracing.h>
 #include "build.h"
 #include "events.generated.h"
+#include "work.bpf.h"
+
+/* A profile's events begin to count once. */
+#define WORK_GATE 1
 
 const volatile struct sample_settings settings; /* the only thing in .rodata */
 
@@ -69,6 +73,7 @@ static __always_inline void read_process(struct sample *sample, __u64 process)
 	if (!process)
 		return;
 	sample->pid = read_word(sample, process);
+	sample->work = work_of(settings.tgid, sample->pid, WORK_GATE);
 	sample->heap = read_field(sample, process, settings.process_heap);
 	sample->stop = read_field(sample, process, settings.process_stop);
 	sample->hend = read_field(sample, process, settings.process_hend);

@@ -7,6 +7,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 #include "events.generated.h"
+#include "work.bpf.h"
 
 /* Words of the stack that are searched; of a shorter stack fewer. */
 #define STACK_WORDS	  24
@@ -22,8 +23,9 @@ struct scratch {
 	__u64 keys[FLATMAP_KEYS];
 	struct telemetry_event name;
 	struct telemetry_row row;
-	/* The Process. */
-	__u64 process;
+	/* The Process, and the value of the gate. */
+	__u64 process, gate;
+	struct work_process at_work;
 	/* The event has met a map of more keys, and so on; each counts once. */
 	__u32 large_map, measure, label, unreadable;
 	/* The map whose keys are there, and how many there are. */
@@ -34,7 +36,7 @@ struct scratch {
 
 const volatile struct telemetry_settings settings; /* the only thing in .rodata */
 
-/* 1 while events count. */
+/* Not 0 while events count, and another value each time. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -66,6 +68,14 @@ struct {
 	__type(value, struct telemetry_totals);
 } rows SEC(".maps");
 
+/* What is worked on, by a number that is made of it; user space sets the size, 1 for no work. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u64);
+	__type(value, struct telemetry_row);
+} work_rows SEC(".maps");
+
 /* User space sets the size; a page where no spans are wanted. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -83,6 +93,7 @@ struct {
 /* Zero for good: new entries of maps are copies, because they are too large for the stack. */
 struct zeroes {
 	struct scratch scratch;
+	struct work work;
 	struct telemetry_totals totals;
 };
 
@@ -111,14 +122,14 @@ static __always_inline bool is_hit(void)
 	return true;
 }
 
-/* Whether events count, at a hit that is one. */
-static __always_inline bool is_open(void)
+/* The value of the gate at a hit that is an event: 0 if it does not count. */
+static __always_inline __u64 open_gate(void)
 {
 	__u32 first = 0;
 	__u64 *open = bpf_map_lookup_elem(&gate, &first);
 
 	count(TELEMETRY_OWN);
-	return open && *open;
+	return open ? *open : 0;
 }
 
 static __always_inline long read(void *to, __u32 size, const void *from)

@@ -162,8 +162,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compat",
         action="append",
-        choices=["erlang-vm"],
-        help="offer series under the names of prometheus.erl as well",
+        choices=["erlang-vm", "prom-ex"],
+        help="offer series under the names of prometheus.erl, or of PromEx, as well",
     )
     parser.add_argument(
         "--log-level", choices=["debug", "info", "warning", "error"], default="info"

@@ -58,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=OWNERS,
         default="name",
         help="what stacks stand under: processes by their name or module, each process for "
-        "itself, or the thread (default: %(default)s)",
+        "itself, the thread, or the route, LiveView or job that processes work on, by events of "
+        "the library telemetry (default: %(default)s)",
     )
     parser.add_argument(
         "-o",

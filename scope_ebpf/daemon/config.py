@@ -297,7 +297,7 @@ _KEYS: dict[str, Callable[[Any], Any]] = {
     "blackbox_folder": _folder,
     "top": count(20),
     "max_series": count(10_000_000, 1_000),
-    "compat": _choices("erlang-vm"),
+    "compat": _choices("erlang-vm", "prom-ex"),
     **{
         f"{verb}_{what}": patterns
         for verb in ("include", "exclude")

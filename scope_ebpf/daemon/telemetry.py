@@ -19,13 +19,13 @@ from scope_ebpf import events
 from scope_ebpf.beam.telemetry.encoding import other_row
 from scope_ebpf.budget.reference_counters import cpu_clock
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
-from scope_ebpf.kernel.observers.telemetry_watch import TelemetryWatch
+from scope_ebpf.kernel.observers.telemetry_watch import TelemetryWatch, Work
 from scope_ebpf.metrics.telemetry import KINDS, REFUSED, Span, kind_of
 from scope_ebpf.runs.telemetry_hooks import Lookups
 from scope_ebpf.runs.telemetry_windows import Observation, Vm
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from scope_ebpf.budget.reference_counters import ReferenceCounters
     from scope_ebpf.budget.strata import Estimate
     from scope_ebpf.kernel.attach.uprobes import Attacher
+    from scope_ebpf.kernel.observers.thread_watch import WorkClock
     from scope_ebpf.telemetry.specs import Spec
 
     #: A TELEMETRY_EVENT and its TELEMETRY_SPEC.
@@ -47,6 +48,8 @@ ROWS = 1024
 _FIRST, _INTERVAL, _TURN = 1.0, 5.0, 0.1
 #: The bytes of a row by which the counts of a kind are known; no row of the kernel has its size.
 _KIND_KEYS = {kind: kind.encode() for kind in KINDS}
+#: Works that have a name; and what is before the number of one where samples of it are counted.
+_WORKS, _WORK_KEY = 512, b"work"
 _NOTHING = np.zeros((), events.TELEMETRY_TOTALS)[()]
 
 
@@ -71,13 +74,17 @@ class Crop(NamedTuple):
     growth: NDArray[np.void]
     estimates: Sequence[Estimate]
     span: Span
+    #: Seconds of CPU, each with the TELEMETRY_ROW of what was worked on, or its number WORK_*.
+    work: Sequence[tuple[np.void | int, float]] = ()
 
 
 class _Counting:
-    """What an Observation counts with: rows of the kernel, and sums of them by kind."""
+    """What an Observation counts with: rows of the kernel, sums of them by kind, and samples."""
 
-    def __init__(self, watch: TelemetryWatch, specs: Sequence[Spec]) -> None:
-        self._watch = watch
+    def __init__(
+        self, watch: TelemetryWatch, specs: Sequence[Spec], clock: WorkClock | None = None
+    ) -> None:
+        self._watch, self._clock = watch, clock
         self.start, self.release, self.counts = watch.start, watch.release, watch.counts
         kinds = [kind_of(""), *(kind_of(spec.name) for spec in specs)]
         self._kinds = np.array([KINDS.index(kind) for kind in kinds])
@@ -91,7 +98,9 @@ class _Counting:
         counts = self.totals["count"].tolist()
         found = {row.tobytes(): n for row, n in zip(self.rows, counts, strict=True)}
         sums = self._removed + self._by_kind(self.rows, self.totals)
-        return found | {_KIND_KEYS[kind]: int(n) for kind, n in zip(KINDS, sums, strict=True)}
+        found |= {_KIND_KEYS[kind]: int(n) for kind, n in zip(KINDS, sums, strict=True)}
+        samples = self._clock.samples() if self._clock else {}
+        return found | {_WORK_KEY + row.to_bytes(8): n for row, n in samples.items()}
 
     def remove(self, rows: NDArray[np.void], totals: NDArray[np.void]) -> None:
         """Remove rows that had these totals when they were read."""
@@ -108,8 +117,8 @@ class TelemetryHooks:
     """
     Counts telemetry events of *target* as *offer* says, for the share *budget* of its CPU.
 
-    *entry* is what a hit takes, seconds. Raises HostError, NothingToAttachError and
-    NoSuchProcessError, and is closed then.
+    *entry* is what a hit takes, seconds; *clock* samples what processes work on. Raises HostError,
+    NothingToAttachError and NoSuchProcessError, and is closed then.
 
     Attributes:
         crop: what was counted, until it is taken; until then nothing more is harvested.
@@ -125,6 +134,7 @@ class TelemetryHooks:
         attacher: Attacher,
         entry: float,
         budget: float,
+        clock: WorkClock | None = None,
     ) -> None:
         self._counters, self._pid = counters, target.pid
         self.crop: Crop | None = None
@@ -134,11 +144,13 @@ class TelemetryHooks:
         self.next_due = time.monotonic()
         self._due = self.next_due + _FIRST
         self._watch = TelemetryWatch(
-            target.identity, offer.settings, offer.hooks, ROWS, attacher=attacher
+            *(target.identity, offer.settings, offer.hooks, ROWS),
+            attacher=attacher,
+            work=Work(_WORKS, clock) if clock else None,
         )
         self._watch.__enter__()
         try:
-            self._counting = _Counting(self._watch, offer.specs)
+            self._counting = _Counting(self._watch, offer.specs, clock)
             self.specify(offer.specified)
             place = Lookups(self._watch, offer.hooks)
             place.turn = _TURN
@@ -197,9 +209,18 @@ class TelemetryHooks:
             growth[grown],
             [harvest.estimates[keys[n]] for n in grown.tolist()],
             Span(harvest.seconds, harvest.ratio, errors, {name: counts[name] for name in REFUSED}),
+            [*self._worked(harvest.estimates)],
         )
         pairs = zip(keys, totals, strict=True)
         self._before = {key: total for key, total in pairs if key not in self._gone}
+
+    def _worked(self, estimates: Mapping[bytes, Estimate]) -> Iterator[tuple[np.void | int, float]]:
+        """Seconds of CPU of each work, as :class:`Crop` has them."""
+        for key, found in estimates.items():
+            if key.startswith(_WORK_KEY) and len(key) == len(_WORK_KEY) + 8 and found.number:
+                number = int.from_bytes(key[len(_WORK_KEY) :])
+                row = self._watch.work_row(number)
+                yield (number if row is None else row), found.number / events.SAMPLE_HZ
 
     def _forget_idle(self) -> Collection[bytes]:
         """

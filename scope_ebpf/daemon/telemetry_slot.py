@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.daemon.hooks import TargetHooks
+    from scope_ebpf.daemon.readings.threads import WatchedThreads
     from scope_ebpf.daemon.telemetry import Crop, Offer, Specified
 
 
 class TelemetrySlot:
     """
-    The telemetry hooks of *target*, none until they are offered; *hooks* are its others.
+    The telemetry hooks of *target*, none until they are offered; *hooks* are its others, *threads*
+    its threads.
 
     :meth:`offer`, :meth:`specify` and :meth:`take` are for another thread, all else is for the
     loop, and raises NoSuchProcessError and NoAnswerError.
@@ -34,8 +36,10 @@ class TelemetrySlot:
         next_due: when :meth:`run` is due, monotonic seconds; None while there are no hooks.
     """
 
-    def __init__(self, target: Target, hooks: TargetHooks) -> None:
-        self._target, self._others = target, hooks
+    def __init__(
+        self, target: Target, hooks: TargetHooks, threads: WatchedThreads | None = None
+    ) -> None:
+        self._target, self._others, self._threads = target, hooks, threads
         self._hooks: TelemetryHooks | None = None
         self._offers: deque[Offer | None] = deque(maxlen=1)
         self._specified: deque[Sequence[Specified]] = deque()
@@ -91,6 +95,7 @@ class TelemetrySlot:
                     attacher=shared.attacher,
                     entry=shared.cost.entry,
                     budget=self._others.budget,
+                    clock=self._threads.work_clock() if self._threads else None,
                 )
         while self._hooks and self._specified:
             self._hooks.specify(self._specified.popleft())

@@ -89,7 +89,7 @@ class Watch:
         self._info = _info(target)
         self._published = _Published()
         self._groups = Groups(target, hooks.session)
-        self._telemetry = TelemetrySlot(target, hooks)
+        self._telemetry = TelemetrySlot(target, hooks, threads)
         self.next_tick = self.ticked = 0.0
         #: Recent CPU of the observer for one tick, in seconds.
         self._tick_cpu = 0.0

@@ -11,6 +11,7 @@ from prometheus_client.core import Metric
 
 from scope_ebpf.metrics.catalogue import Series, catalogue
 from scope_ebpf.metrics.compat import CompatNames
+from scope_ebpf.metrics.prom_ex import PromExNames
 from scope_ebpf.plain import plain
 
 if TYPE_CHECKING:
@@ -28,15 +29,17 @@ class Page:
     """
     Families under construction: names, labels and types are those of the catalogue.
 
-    With *compat*, series that have an equivalent in prometheus.erl get its names too.
+    With *compat*, series that have an equivalent in prometheus.erl get its names too, and with
+    *prom_ex* those that have one in PromEx.
 
     Attributes:
         samples: number of samples; those under other names count twice, for they have an old name.
     """
 
-    def __init__(self, *, compat: bool = False) -> None:
+    def __init__(self, *, compat: bool = False, prom_ex: bool = False) -> None:
         self._families: dict[str, Metric] = {}
         self._names = CompatNames() if compat else None
+        self._prom_ex = PromExNames() if prom_ex else None
         self.samples = 0
 
     def add(self, series_name: str, value: float, /, **labels: str) -> None:
@@ -73,13 +76,16 @@ class Page:
         family.add_sample(f"{name}_count", values, float(running[-1]))
         family.add_sample(f"{name}_sum", values, total_ns / 1e9)
         self.samples += len(series.exponents) + 3
+        if self._prom_ex:
+            self.samples += self._prom_ex.add(name, slots, total_ns, values)
 
     def families(self) -> Iterator[Metric]:
-        """All families in the order of the catalogue; then those of prometheus.erl."""
+        """All families in the order of the catalogue; then those of prometheus.erl and PromEx."""
         order = {series.family: number for number, series in enumerate(catalogue().values())}
         yield from sorted(self._families.values(), key=lambda family: order[family.name])
-        if self._names:
-            yield from self._names.families()
+        for names in (self._names, self._prom_ex):
+            if names:
+                yield from names.families()
 
     def _family(self, series: Series) -> Metric:
         if series.family not in self._families:

@@ -47,6 +47,7 @@ _OUTCOMES = {
     "status": frozenset({"2xx", "3xx", "4xx", "5xx", _RAISED}),
     "result": frozenset({"ok", "error"}),
     "state": frozenset({"success", "failure", "discard"}),
+    "kind": frozenset({"http", "live_view", "jobs", "outside"}),
 }
 #: Methods that have a name; a client may send any text (RFC 9110, section 9; RFC 5789).
 _METHODS = frozenset(
@@ -109,10 +110,11 @@ QUERIES = Family(("beam_db_query_duration_seconds",), 4)
 POOL = Family(("beam_db_queue_seconds_total", "beam_db_queue_waits_total"), 1)
 JOBS = Family(("beam_job_duration_seconds",), 4)
 QUEUES = Family(("beam_job_queue_seconds_total", "beam_job_queue_waits_total"), 1)
+WORK = Family(("beam_route_cpu_seconds_total",), 2)
 EVENTS = Family(("beam_telemetry_events_total",), 1)
 FAMILIES = (
     *(REQUESTS, RESPONSES, RAISED, VIEWS, VIEWS_RAISED, QUERIES, POOL, JOBS, QUEUES),
-    EVENTS,
+    *(WORK, EVENTS),
 )
 #: Series that are there whatever happens: errors by kind, reasons, the part of the time.
 _FIXED = len(KINDS) + len(REFUSED) + 1
@@ -136,6 +138,8 @@ def _view(callback: str, *, stop: bool) -> tuple[_Use, ...]:
 _ROUTED = (_Use(REQUESTS, {}),)
 _FAILED = (_Use(REQUESTS, {"status": _RAISED}), _Use(RAISED, {}))
 _JOB = (_Use(JOBS, {}), _Use(QUEUES, {}, 1))
+#: In the place of an event: CPU time of what processes work on.
+_WORKED = "(work)"
 #: By the name of the event: its kind, and what it counts for beside its name.
 _USES: dict[str, tuple[str, tuple[_Use, ...]]] = {
     "phoenix.router_dispatch.stop": ("http", _ROUTED),
@@ -148,6 +152,7 @@ _USES: dict[str, tuple[str, tuple[_Use, ...]]] = {
     "*.query": ("database", (_Use(QUERIES, {}), _Use(POOL, {}, 1))),
     "oban.job.stop": ("jobs", _JOB),
     "oban.job.exception": ("jobs", _JOB),
+    _WORKED: ("", (_Use(WORK, {}),)),
     **{
         f"phoenix.{event}.{end}": ("live_view", _view(callback, stop=end == "stop"))
         for event, callback in (
@@ -181,6 +186,22 @@ class Counted(NamedTuple):
     measured: Values
     sums: Values
     slots: Values
+
+
+def worked(event: str, name: str, seconds: float, *, other: bool = False) -> Counted:
+    """
+    CPU time of the work that *event* ends, whose first label is *name*; without an event of none.
+
+    *other*: its labels are not known.
+    """
+    kind, uses = _USES.get(event, ("outside", ()))
+    callback = uses[0].fixed.get("callback", "") if uses else ""
+    labels = {"kind": kind, "route": OTHER if other else name, "callback": callback}
+    if other and not uses:
+        labels |= {"kind": OTHER}
+    nothing = np.zeros(events.TELEMETRY_MEASURES)
+    slots = np.zeros(events.TELEMETRY_SLOTS)
+    return Counted(_WORKED, labels, seconds, nothing, nothing, slots)
 
 
 class Span(NamedTuple):
@@ -330,7 +351,8 @@ class TelemetrySums:
         """Add what was *counted* in a *span* that ended at *now*, monotonic seconds."""
         news: dict[Family, dict[Labels, _Sum]] = {family: {} for family in FAMILIES}
         for one in counted:
-            for use in (*_uses(one.event), _Use(EVENTS, {"event": one.event})):
+            by_name = () if one.event == _WORKED else (_Use(EVENTS, {"event": one.event}),)
+            for use in (*_uses(one.event), *by_name):
                 news[use.family].setdefault(_labels(use, one), _Sum()).add(one, use.measure)
         demands = {sums.family: sums.demand(news[sums.family]) for sums in self._sums}
         shares = shared_out(demands, self._left)

@@ -23,7 +23,7 @@ from scope_ebpf.kernel.cost import GUESS, CostMeasurement
 from scope_ebpf.kernel.observers.off_cpu import OffCpuSampler
 from scope_ebpf.kernel.observers.thread_watch import attach_or_reason
 from scope_ebpf.results.profile import Frame, Profile, Sample
-from scope_ebpf.runs.profiler import ProfileRun
+from scope_ebpf.runs.profiler import ProfileRun, works_by
 from scope_ebpf.runs.symbolizer import Symbolizer, wait_frame
 from scope_ebpf.runs.waited import waited
 from scope_ebpf.sessions import plan_target
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.threads import Thread
     from scope_ebpf.kernel.cost import HitCost
     from scope_ebpf.runs.profiler import ProfileOptions
+    from scope_ebpf.runs.work import Works
 
 #: Samples a second that can be named, if every process of the target waits all the time and is
 #: woken once for each.
@@ -58,22 +59,34 @@ def off_cpu(target: Target, options: ProfileOptions) -> tuple[Profile, ScopeErro
     all waiting there, which is counted exactly. Returns as :func:`on_cpu` does.
     """
     profile = Profile("off-cpu", target.as_json(), options.hz, time.time())
+    with works_by(target, options.by, profile) as works:
+        return profile, _profile(target, options, profile, works)
+
+
+def _profile(
+    target: Target, options: ProfileOptions, profile: Profile, works: Works | None
+) -> ScopeError | None:
     hooks = _hooks(target)
-    symbolizer = Symbolizer(target, profile, options.by)
+    symbolizer = Symbolizer(target, profile, options.by, works.name if works else None)
     table = ProcessTable(target, IDENTITY)
     settings = sample_settings(target)
     period = max(10**9 // options.hz, table.count() * 10**9 // _MAX_SAMPLES)
     settings["period_ns"] = min(period, _LONGEST_PERIOD_NS)
     with (
         closing(CostMeasurement()) as measurement,
-        OffCpuSampler(target.identity, settings, hooks) as waits,
+        OffCpuSampler(target.identity, settings, hooks, works.fd if works else None) as waits,
         _threads(target, profile),
     ):
         rows = table.snapshot().rows
         rows = rows[rows["state"] & np.uint32(RUNNING) == 0][:_MAX_KNOWN]
         waits.add_waiting(rows["pointer"], rows["pc"], time.monotonic_ns())
         brake, cost = Brake(options.max_cost), _HookCost(target, waits, measurement)
-        run = ProfileRun(target, profile, waits, symbolizer, brake=brake, cost=cost.seconds)
+        run = ProfileRun(
+            *(target, profile, waits, symbolizer),
+            brake=brake,
+            cost=cost.seconds,
+            follow=works.look if works else lambda: None,
+        )
         error = run.go(options.duration)
         sites = Counter({site: ns for site, (ns, _) in waits.sites().items()})
         times = sum(count for _, count in waits.sites().values())
@@ -82,7 +95,7 @@ def off_cpu(target: Target, options: ProfileOptions) -> tuple[Profile, ScopeErro
         hit_cost = measurement.cost(_COST_SECONDS) or GUESS
     _weigh(profile, symbolizer, sites)
     _note_cost(profile, times, hit_cost)
-    return profile, error
+    return error
 
 
 @contextlib.contextmanager

@@ -5,11 +5,19 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from scope_ebpf.beam.stacks.sampling import sample_settings, scheduler_threads
-from scope_ebpf.errors import NoSuchProcessError, TargetChangedError
+from scope_ebpf.budget.brake import Brake
+from scope_ebpf.errors import (
+    HostError,
+    NoSuchProcessError,
+    NothingToAttachError,
+    ReadRefusedError,
+    TargetChangedError,
+)
 from scope_ebpf.kernel.observers.sampler import Sampler
 from scope_ebpf.results.profile import Profile
 from scope_ebpf.runs.loop import Loop, Stop, require_target
@@ -22,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from scope_ebpf.beam.vm.target import Target
-    from scope_ebpf.budget.brake import Brake
     from scope_ebpf.errors import ScopeError
+    from scope_ebpf.runs.work import Works
 
 #: Seconds between two reads of samples: processes are named before most of them end.
 _INTERVAL = 0.1
@@ -53,10 +61,34 @@ def on_cpu(target: Target, options: ProfileOptions) -> tuple[Profile, ScopeError
     then is in the profile.
     """
     profile = Profile("cpu", target.as_json(), options.hz, time.time())
-    symbolizer = Symbolizer(target, profile, options.by)
-    with Sampler(target.identity, sample_settings(target), options.hz) as sampler:
-        sampler.add_schedulers(scheduler_threads(target))
-        return profile, ProfileRun(target, profile, sampler, symbolizer).go(options.duration)
+    with works_by(target, options.by, profile) as works:
+        symbolizer = Symbolizer(target, profile, options.by, works.name if works else None)
+        fd = works.fd if works else None
+        with Sampler(target.identity, sample_settings(target), options.hz, fd) as sampler:
+            sampler.add_schedulers(scheduler_threads(target))
+            run = ProfileRun(target, profile, sampler, symbolizer)
+            if works:
+                brake = Brake(options.max_cost)
+                run = ProfileRun(
+                    *(target, profile, sampler, symbolizer),
+                    brake=brake,
+                    cost=works.cost,
+                    follow=works.look,
+                )
+            return profile, run.go(options.duration)
+
+
+@contextmanager
+def works_by(target: Target, by: str, profile: Profile) -> Iterator[Works | None]:
+    """What processes of *target* work on while the block runs; None if stacks are not *by* that."""
+    if by != "route":
+        yield None
+        return
+    from scope_ebpf.runs.work import NOTE, noted
+
+    profile.notes.append(NOTE)
+    with noted(target) as works:
+        yield works
 
 
 class Source(Protocol):
@@ -80,7 +112,7 @@ class ProfileRun:
     One run of a *sampler*, from start to stop, into *profile*.
 
     *brake* ends it where it costs the target too much; *cost* looks, and gives what ``Brake.add``
-    takes.
+    takes. *follow* is called at each turn; what it raises ends the run.
     """
 
     def __init__(
@@ -92,9 +124,10 @@ class ProfileRun:
         *,
         brake: Brake | None = None,
         cost: Callable[[], Callable[[], float]] = lambda: float,
+        follow: Callable[[], None] = lambda: None,
     ) -> None:
         self._target = target
-        self._brake, self._cost = brake, cost
+        self._brake, self._cost, self._follow = brake, cost, follow
         self._profile = profile
         self._sampler = sampler
         self._symbolizer = symbolizer
@@ -131,6 +164,11 @@ class ProfileRun:
         def turn(now: float) -> ScopeError | None:
             nonlocal refreshed
             self._note_cpu(before)
+            try:
+                self._follow()
+            except (ReadRefusedError, HostError, NothingToAttachError) as refused:
+                self._stop.ask("refused")
+                return refused
             self._brake_if_needed(now)
             advance(now - loop.started)
             if error := self._take(loop):

@@ -23,7 +23,7 @@ from scope_ebpf.results.profile import Frame, Sample
 from scope_ebpf.runs.ended import EndedProcesses
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from scope_ebpf.beam.code.tables import Mfa
     from scope_ebpf.beam.stacks.erlang_frames import Stack
@@ -48,8 +48,9 @@ _WAITS = (
     "[suspended: a busy port or node, or another process]",
     "[on a dirty scheduler, or waiting for one]",
 )
-#: Kinds of outermost frames: ``name`` puts processes of one name or module together.
-OWNERS = ("name", "pid", "thread")
+#: Kinds of outermost frames: ``name`` puts processes of one name or module together, ``route`` what
+#: processes work on.
+OWNERS = ("name", "pid", "thread", "route")
 
 
 @lru_cache(1 << 16)
@@ -72,16 +73,22 @@ class Symbolizer:
     """
     Puts names on samples of one target and adds them to a profile.
 
-    *by* is the outermost frame, one of :data:`OWNERS`. An interpreter's missing Erlang frames are
-    noted in the profile.
+    *by* is the outermost frame, one of :data:`OWNERS`; *works* names what processes work on, by the
+    number in a sample. An interpreter's missing Erlang frames are noted in the profile.
     """
 
-    def __init__(self, target: Target, profile: Profile, by: str = "name") -> None:
+    def __init__(
+        self,
+        target: Target,
+        profile: Profile,
+        by: str = "name",
+        works: Callable[[int], str] | None = None,
+    ) -> None:
         atoms = Atoms(target)
         code = CodeMap(target, atoms)
         self._target = target
         self._profile = profile
-        self._by = by
+        self._by, self._works = by, works
         native = NativeCode(target, Natives(target, atoms))
         self._stacks = Stacks(target, code, native)
         self._labels = Labels(target, atoms, code)
@@ -168,6 +175,8 @@ class Symbolizer:
                 port = self._ports.text(int(head["port"]))
                 return Frame(port if self._by == "pid" else "(port)", "thread")
             return Frame(_THREADS.get(role, f"({role})"), "thread")
+        if self._works:
+            return Frame(self._works(int(head["work"])), "process")
         if self._by == "pid":
             return Frame(f"{label.pid} {label.who or ''}".rstrip(), "process")
         return Frame(label.who or self._ended.name(int(head["pid"]), stack), "process")

@@ -30,11 +30,13 @@ CLASS = "@"
 #: Specifications in one config, characters of one atom.
 MOST_SPECS, _MOST_CHARACTERS = 256, 255
 _MOST_BYTES = 1 << 20
-_KEYS = {"event", "durations", "numbers", "labels", "classes", "where", "level", "root"}
+_KEYS = {"event", "durations", "numbers", "labels", "classes", "where", "level", "root", "work"}
 #: Levels of nesting; that of an event that has none.
 _LEVELS, _INNER = range(1, 10), 6
-#: The highest level of events that contain others, and last atoms of those that hold their start.
-_OUTER, _ENDS = 5, ("stop", "exception")
+#: The highest level of events that contain others.
+_OUTER = 5
+#: Last atoms of an event that begins something, and of those that end it.
+BEGIN, ENDS = "start", ("stop", "exception")
 _LABEL = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
@@ -62,13 +64,20 @@ class Spec:
     level: int = _INNER
     #: Whether it is a request of its own if nothing contains it.
     root: bool = False
+    #: Labels that the event at the beginning has, too: they say what the process works on.
+    work: tuple[str, ...] = ()
+
+    @property
+    def family(self) -> tuple[str, ...]:
+        """What its name has in common with the events at the beginning and at the other end."""
+        return self.event[:-1]
 
     @property
     def start(self) -> tuple[str, ...] | None:
         """The event at the beginning of what this one ends; None if it contains no other."""
-        if self.level > _OUTER or self.event[-1] not in _ENDS:
+        if self.level > _OUTER or self.event[-1] not in ENDS:
             return None
-        return (*self.event[:-1], "start")
+        return (*self.family, BEGIN)
 
     @property
     def name(self) -> str:
@@ -176,7 +185,12 @@ def _parse(table: object, where: str) -> Spec:
     if type(level) is not int or level not in _LEVELS or type(root) is not bool:
         raise SpecError(f"{where}: level is a number from 1 to 9, and root is true or false")
     guard = _guard(table.get("where"), where)
-    return Spec(name, durations, numbers, labels, classes, guard, level, root)
+    work = _texts(table.get("work", []), f"{where}: work")
+    if strange := sorted({*work} - labels.keys()):
+        raise SpecError(f"{where}: work: {strange[0]!r} is none of its labels")
+    if work and name[-1] != ENDS[0]:
+        raise SpecError(f"{where}: work ends with an event whose last atom is {ENDS[0]}")
+    return Spec(name, durations, numbers, labels, classes, guard, level, root, work)
 
 
 def _event(found: object, where: str) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ import pytest
 import test_daemon
 from beams_run import compiled_part, start_beam
 
+from scope_ebpf.events import SAMPLE_HZ
+
 #: Few rounds: everything must be counted also where a hit is expensive.
 ROUNDS, SERIES = 3, 200
 CONFIG = f"""
@@ -24,6 +26,7 @@ PREFIXES = (
     "beam_db",
     "beam_job",
     "beam_telemetry",
+    "beam_route",
     "scope_ebpf_telemetry",
 )
 
@@ -69,10 +72,11 @@ def test_counts_are_those_of_a_handler_inside(observed):
     exceptions = {k[1]: v for k, v in found.items() if k[0] == "beam_http_exceptions_total"}
     assert {"ArgumentError", "RuntimeError", "badarith", "badmatch"} <= exceptions.keys()
     assert exceptions["badmatch"] == ROUNDS * 5
-    query = ("beam_db_query_duration_seconds_count", "Shop.Repo")
-    number, _ = rows["Shop.Repo", "products", "ok"]
-    assert number == found[*query, "ok", "products"]
-    assert found[*query, "error", "nil"] == rows["Shop.Repo", "nil", "error"][0]
+    query = "beam_db_query_duration_seconds_count"
+    number, _ = rows["Shop.Repo", "products", "select", "ok"]
+    assert number == found[query, "select", "Shop.Repo", "ok", "products"]
+    failed, _ = rows["Shop.Repo", "nil", "-", "error"]
+    assert failed == found[query, "", "Shop.Repo", "error", "nil"]
     assert ROUNDS * 5 == sum(found.get(_clicks(event), 0) for event in ("inc", "other"))
     assert found["scope_ebpf_telemetry_undecoded_total", "large_map"] >= ROUNDS * 5
     assert 0 == found["scope_ebpf_telemetry_error_ratio", "http"]
@@ -86,6 +90,24 @@ def _clicks(event: str) -> tuple[str, ...]:
     """
     name = "beam_live_view_duration_seconds_count"
     return name, "handle_event", event, "ShopWeb.CounterLive"
+
+
+def test_cpu_time_goes_to_what_is_worked_on(observed):
+    """
+    Routes, of which one ends by an exception, and a mount within one: about their planted parts.
+    """
+    beam, running = observed
+    name = "beam_route_cpu_seconds_total"
+    planted = {("", "http", "/cpu/60"): 0.6, ("", "http", "/cpu/30"): 0.3}
+    planted |= {("mount", "live_view", "ShopWeb.CounterLive"): 0.1}
+    beam.ask("split 4000")
+    keys = [(name, *key) for key in planted]
+    found = running.until(beam.pid, lambda n: sum(n.get(key, 0) for key in keys) > 0.4)
+    total = sum(found.get(key, 0) for key in keys)
+    for key, share in planted.items():
+        samples = total * SAMPLE_HZ
+        error = 4 * (share / samples) ** 0.5
+        assert pytest.approx(share, abs=error) == found.get((name, *key), 0) / total
 
 
 def test_a_steady_load_is_counted_once_beside_hostile_events(observed):

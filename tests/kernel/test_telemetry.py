@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -355,6 +356,41 @@ def test_requests_are_trees(beam):
     assert 5 == len({one["process"] for one in document["requests"]})
     times = [one["duration_seconds"] for one in document["requests"]]
     assert sorted(times, reverse=True) == times
+
+
+def test_a_profile_by_route_has_the_planted_split(beam, tmp_path):
+    """
+    60, 30 and 10 parts: one ends by an exception, and one is within another; all else is outside.
+    """
+    path = tmp_path / "routes.folded"
+    command = ("profile", "--pid", str(beam.pid), "--duration", "0", "--by", "route")
+    more = ("--hz", "999", "--max-cost", "100%", "-o", str(path))
+    run = Run([*SCOPE_TRACE, *command, *more], None)
+    try:
+        run.wait_for_counting()
+        beam.ask("split 2500")
+        beam.ask("burn 1000")
+        outcome = run.stop()
+    finally:
+        run.close()
+    found = Counter[str]()
+    for line in path.read_text().splitlines():
+        stack, _, weight = line.rpartition(" ")
+        found[stack.split(";")[0]] += int(weight)
+    planted = {
+        "/cpu/60 ShopWeb.PageController show [phoenix.router_dispatch]": 0.6,
+        "/cpu/30 ShopWeb.PageController show [phoenix.router_dispatch]": 0.3,
+        "ShopWeb.CounterLive [phoenix.live_view.mount]": 0.1,
+    }
+    total = sum(found[name] for name in planted)
+    samples = total * 999 / 1e6
+    assert samples > 100
+    for name, share in planted.items():
+        assert pytest.approx(share, abs=max(0.03, 4 * (share / samples) ** 0.5)) == (
+            found[name] / total
+        )
+    assert found["(outside of any request)"] > 0
+    assert "outside of any request" in outcome.errors
 
 
 def test_requests_of_a_route_are_shown_as_text(beam):

@@ -184,6 +184,17 @@ def test_reading_stays_within_the_budget_also_where_it_fails(run: SimpleNamespac
     assert bad.looks <= 101
 
 
+def test_figures_do_not_wait_for_what_a_search_cost(run: SimpleNamespace):
+    """
+    Nor for specifications that are looked for in the same look: 4 s of CPU, and 0.02 a second.
+    """
+    run.watches, run.cpu = [watch := Watched(1)], 2.0
+    run.go(1)
+    run.cpu = 0.0
+    run.go(10)
+    assert 11 == watch.crops
+
+
 def test_a_failure_now_and_then_changes_nothing(run: SimpleNamespace):
     """
     Four in a row are not shown; five are, hooks go out, and are offered again.
@@ -283,6 +294,9 @@ class AWatch:
         totals["sum"][:, 0] = totals["count"] * 5
         return rows_of(*self.by_label), totals
 
+    def work_row(self, number: int) -> np.void | None:
+        return rows_of(number - 10)[0] if number > 10 else None
+
     def forget(self, row: bytes) -> None:
         self.forgotten.append(row)
         (found,) = np.frombuffer(row, events.TELEMETRY_ROW)
@@ -324,6 +338,22 @@ def test_a_harvest_has_what_came_since_the_last_one():
     assert [Estimate(23, 0), Estimate(7, 0)] == list(crop.estimates)
     assert (30, 0) == crop.span.errors["jobs"]
     assert (0, 0) == crop.span.errors["http"]
+
+
+def test_samples_of_work_are_seconds():
+    """
+    By the row of what was worked on; what is outside, and what found no room, has its number.
+    """
+    found = hooks_on(AWatch())
+    taken = {events.WORK_OUTSIDE: 97, events.WORK_OTHER: 0, 26: 194}
+    found._counting._clock = SimpleNamespace(samples=lambda: taken)
+    found._harvest()
+    assert found.crop is not None
+    (outside, seconds), (row, more) = found.crop.work
+    assert (events.WORK_OUTSIDE, 1, 16, 2) == (outside, seconds, int(row["label"][0]), more)
+    taken |= {events.WORK_OTHER: 291}
+    found._harvest()
+    assert [(events.WORK_OTHER, 3)] == found.crop.work
 
 
 def test_idle_rows_make_room_for_others(monkeypatch: pytest.MonkeyPatch):

@@ -14,6 +14,7 @@ import pytest
 from test_metrics_exposition import exported, reading, samples
 
 from scope_ebpf import events
+from scope_ebpf.metrics.page import Page
 from scope_ebpf.metrics.ranking import NEW
 from scope_ebpf.metrics.telemetry import (
     FAMILIES,
@@ -28,7 +29,9 @@ from scope_ebpf.metrics.telemetry import (
     Span,
     TelemetryReading,
     TelemetrySums,
+    expose_telemetry,
     kind_of,
+    worked,
 )
 from scope_ebpf.telemetry.specs import of_series
 
@@ -42,6 +45,7 @@ PREFIXES = (
     "beam_live_",
     "beam_db_",
     "beam_job_",
+    "beam_route_",
     "beam_telemetry_",
     "scope_ebpf_tele",
 )
@@ -112,7 +116,9 @@ def test_each_library_has_its_series():
     found = series(
         sums.add(
             [
-                counted("*.query", 5.0, repo="Shop.Repo", source=None, result="ok"),
+                counted(
+                    "*.query", 5.0, repo="Shop.Repo", source=None, command="select", result="ok"
+                ),
                 counted("oban.job.exception", 2.0, worker="W", queue="mail", state="failure"),
                 counted("phoenix.live_view.mount.stop", 4.0, view="V"),
                 counted("phoenix.live_component.handle_event.stop", 6.0, **event),
@@ -124,7 +130,7 @@ def test_each_library_has_its_series():
             1.0,
         )
     )
-    assert 5 == found["beam_db_query_duration_seconds_count", "Shop.Repo", "ok", ""]
+    assert 5 == found["beam_db_query_duration_seconds_count", "select", "Shop.Repo", "ok", ""]
     assert (0.015, 5) == (
         found["beam_db_queue_seconds_total", "Shop.Repo"],
         found["beam_db_queue_waits_total", "Shop.Repo"],
@@ -137,6 +143,63 @@ def test_each_library_has_its_series():
     assert 1 == found["beam_live_view_exceptions_total", "render", "E", "V"]
     assert 9 == found["beam_http_responses_total", "bandit", "4xx"]
     assert 8 == found["beam_telemetry_events_total", "shop.cart.add"]
+
+
+def test_work_has_cpu_time_and_is_no_event():
+    """
+    By kind, route and callback; what is outside of any request, and what has no labels.
+    """
+    news = [
+        worked("phoenix.router_dispatch.stop", "/a", 1.5),
+        worked("phoenix.live_view.mount.stop", "V", 0.25),
+        worked("oban.job.stop", "W", 0.5),
+        worked("oban.job.stop", "", 0.75, other=True),
+        worked("", "", 2.0),
+        worked("", "", 4.0, other=True),
+    ]
+    found = series(TelemetrySums(500).add(news, SPAN, 1.0))
+    name = "beam_route_cpu_seconds_total"
+    assert {
+        ("", "http", "/a"): 1.5,
+        ("mount", "live_view", "V"): 0.25,
+        ("", "jobs", "W"): 0.5,
+        ("", "jobs", OTHER): 0.75,
+        ("", "outside", ""): 2.0,
+        ("", OTHER, OTHER): 4.0,
+    } == {key[1:]: value for key, value in found.items() if key[0] == name and value}
+    assert not any("work" in text for key in found for text in key)
+
+
+def test_names_of_prom_ex():
+    """
+    In milliseconds, under the name of the release; series that differ in other labels are added up.
+    """
+    sums = TelemetrySums(500)
+    news = [
+        counted("phoenix.router_dispatch.stop", 5.0, route="/a", method="GET", status="2xx"),
+        counted("phoenix.live_view.mount.stop", 4.0, view="V"),
+        counted("phoenix.live_view.render.stop", 4.0, view="V"),
+        counted("*.query", 5.0, repo="R", source="s", command="select", result="ok"),
+        counted("*.query", 2.0, repo="R", source="s", command="select", result="error"),
+    ]
+    page = Page(prom_ex=True)
+    expose_telemetry(page, "9 Shop@host", sums.add(news, SPAN, 1.0))
+    found = {
+        (one.name, *(v for k, v in sorted(one.labels.items()) if k != "node")): one.value
+        for family in page.families()
+        for one in family.samples
+    }
+    first, http = "_9_shop_prom_ex_", "phoenix_http_request_duration_milliseconds"
+    assert 5 == found[f"{first}phoenix_http_requests_total", "GET", "/a", "2xx"]
+    assert 15 == pytest.approx(found[f"{first}{http}_sum", "GET", "/a", "2xx"])
+    # The bound of 2^23 ns is above 3 ms, that of 2^20 ns below.
+    assert 5 == found[f"{first}{http}_bucket", "8.388608", "GET", "/a", "2xx"]
+    assert 0 == found[f"{first}{http}_bucket", "1.048576", "GET", "/a", "2xx"]
+    assert 4 == found[f"{first}phoenix_live_view_mount_duration_milliseconds_count", "V"]
+    query = f"{first}ecto_repo_query_total_time_milliseconds_count"
+    assert 7 == found[query, "select", "R", "s"]
+    assert not any("render" in name for name, *_ in found if first in name)
+    assert page.samples == len(found)
 
 
 def all_kinds(look: int, many: int) -> list[Counted]:
@@ -156,6 +219,9 @@ def all_kinds(look: int, many: int) -> list[Counted]:
                 label: ends[label][n % len(ends[label])] for label in spec.labels if label in ends
             }
             known.append(counted(spec.name, 1.0 + n, **dict.fromkeys(spec.labels, name) | ended))
+            if spec.work:
+                known.append(worked(spec.name, name, 1.0))
+    known += [worked("", "", 1.0), worked("", "", 1.0, other=True)]
     return known + [counted(f"shop.{name}", 1.0) for name in names]
 
 

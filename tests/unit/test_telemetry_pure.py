@@ -92,10 +92,15 @@ def test_a_config_that_is_missing_or_no_file_is_refused(tmp_path: Path):
         ("[[telemetry.event]]\nevent = 'a'\nlabels = { A = 'b' }", "label 'A' must be of"),
         ("[[telemetry.event]]\nevent = 'a'\nlabels = { a = 'b.c.d.e.f' }", "1 to 4 keys"),
         ("[[telemetry.event]]\nevent = 'a'\nlabels = { a = '@.b' }", "@ is the last step"),
-        ("[[telemetry.event]]\nevent = 'a'\nlabels = {a='a',b='b',c='c',d='d'}", "3 at most"),
+        ("[[telemetry.event]]\nevent = 'a'\nlabels = {a='a',b='b',c='c',d='d',e='e'}", "4 at most"),
         ("[[telemetry.event]]\nevent = 'a'\nnumbers = ['b','c','d','e']", "4 measurements at most"),
         ("[[telemetry.event]]\nevent = 'a'\nclasses = ['b']", "none of its labels"),
         ("[[telemetry.event]]\nevent = 'a'\nwhere = 'b'", "where must be"),
+        ("[[telemetry.event]]\nevent = 'a.stop'\nwork = ['b']", "work: 'b' is none of its labels"),
+        (
+            "[[telemetry.event]]\nevent = 'a.b'\nlabels = {c='c'}\nwork = ['c']",
+            "whose last atom is stop",
+        ),
         ("[[telemetry.event]]\nevent = 'a'\n[[telemetry.event]]\nevent = 'a'", "twice"),
         ("[[telemetry.event]]\nevent = 'a'\n" * 257, "256 at most"),
     ],
@@ -160,9 +165,32 @@ def test_an_event_with_a_guard_waits_for_its_atoms():
     assert (2 << 6 | ATOM, 3 << 6 | ATOM) == (value["guard_key"], value["guard_value"])
 
 
+def test_work_is_read_where_it_begins_and_ends_twice():
+    """
+    The event that ends in start has the labels that are work; stop and exception end it.
+    """
+    paths = {"route": ("route",), "status": ("conn", "status")}
+    spec = Spec(("web", "stop"), labels=paths, work=("route",))
+    table = Table("web", "start", "stop", "exception", "route", "conn", "status", "duration")
+    alone = {
+        tuple(key["atoms"][:2].tolist()): value
+        for key, value in Encoder([spec], table, only_work=True).update()
+    }
+    assert {(0, 1): 1, (0, 2): 2, (0, 3): 2} == {n: int(v["starts"]) for n, v in alone.items()}
+    assert {1} == {int(value["work"]) for value in alone.values()}
+    assert [1, 0, 0] == [int(value["labels"]) for value in alone.values()]
+    assert 4 << 6 | ATOM == alone[0, 1]["path"][0]
+    failed = Spec(("web", "exception"))
+    counted = [*Encoder([spec, failed], table, everything=False, work=True).update()]
+    assert [(1, 0, 1), (2, 0, 1), (1, 1, 1)] == [
+        tuple(int(value[name]) for name in ("number", "starts", "work")) for _, value in counted
+    ]
+    assert {0} == {int(value["work"]) for _, value in Encoder([spec, failed], table).update()}
+
+
 def label(words: list[int], texts: list[bytes]) -> np.void:
     row = np.zeros(1, events.TELEMETRY_ROW)[0]
-    row["spec"], row["label"] = 1, words
+    row["spec"], row["label"][: len(words)] = 1, words
     for n, text in enumerate(texts):
         row["text"][n * 64 : n * 64 + len(text)] = list(text)
     return row

@@ -10,6 +10,9 @@
 %%              /r/K, has K rem 4 queries and fails if K rem 10 is 0; one query more is of no request
 %%   steady E L E events and L lookups a second from now on, all of one route and 200 us long; "still"
 %%              ends that, and answers with the number of events since
+%%   split N    N rounds of requests that burn CPU: 60 parts in the route /cpu/60, which has 10 parts
+%%              in mounts of a LiveView in its middle, and 30 in /cpu/30, which raises
+%%   burn N     CPU is burnt within no request
 %%   killed     a process is killed within a request
 %%   persist    telemetry:persist/0
 %%   reload     the module telemetry is loaded again
@@ -72,6 +75,12 @@ command(_, ["steady", Events, Lookups]) ->
 command(_, ["still"]) ->
     steady ! {stop, self()},
     receive {stopped, Events} -> integer_to_list(Events) end;
+command(_, ["split", N]) ->
+    {_, Reference} = spawn_monitor(fun() -> split(list_to_integer(N)) end),
+    receive {'DOWN', Reference, _, _, normal} -> "done split" end;
+command(_, ["burn", Parts]) ->
+    burn(list_to_integer(Parts)),
+    "done burn";
 command(_, ["killed"]) ->
     Self = self(),
     {Pid, Reference} = spawn_monitor(fun() ->
@@ -120,7 +129,7 @@ one_round(Round, Worker) ->
     run([phoenix, live_view, handle_event, stop], Duration,
         #{socket => socket(), event => binary:part(Frame, element(1, binary:match(Frame, <<"inc">>)), 3),
             params => #{}}),
-    query([shop, repo, query], Duration, <<"products">>, {ok, #{num_rows => 3}}),
+    query([shop, repo, query], Duration, <<"products">>, {ok, #{num_rows => 3, command => select}}),
     query([shop, other, query], Duration, nil, {error, closed}),
     run([oban, job, stop], Duration, #{state => success,
         job => #{worker => <<"Shop.Mailer">>, queue => <<"default">>, id => Round}}),
@@ -153,6 +162,29 @@ request(K) ->
         Fails andalso answered(Began, Conn),
         #{conn => Conn, kind => exit, exception => exception('Elixir.ArgumentError')}
     end).
+
+split(0) -> ok;
+split(Rounds) ->
+    Plug = #{plug => 'Elixir.ShopWeb.PageController', plug_opts => show},
+    Socket = #{socket => socket()},
+    working([phoenix, router_dispatch], stop, Plug#{route => <<"/cpu/60">>}, fun() ->
+        burn(30),
+        working([phoenix, live_view, mount], stop, Socket, fun() -> burn(10) end),
+        burn(30)
+    end),
+    working([phoenix, router_dispatch], exception, Plug#{route => <<"/cpu/30">>, reason => no,
+        kind => error}, fun() -> burn(30) end),
+    split(Rounds - 1).
+
+working(Family, End, Metadata, Work) ->
+    telemetry:execute(Family ++ [start], #{system_time => 1}, Metadata),
+    Work(),
+    telemetry:execute(Family ++ [End], #{duration => 1}, Metadata).
+
+burn(Parts) -> burn(2000 * Parts, 0).
+
+burn(0, Sum) -> Sum;
+burn(N, Sum) -> burn(N - 1, Sum bxor N).
 
 begun(Name) -> telemetry:execute(Name, #{system_time => 1}, #{}).
 
@@ -244,10 +276,13 @@ labels([phoenix, router_dispatch, exception], #{route := Route, plug := Plug, re
 labels([phoenix, live_view, handle_event, stop], #{socket := #{view := View}, event := Event}) ->
     [text(View), text(Event)];
 labels([shop, _, query], #{repo := Repo, source := Source, result := Result}) ->
-    [text(Repo), text(Source), text(element(1, Result))];
+    [text(Repo), text(Source), command_of(Result), text(element(1, Result))];
 labels([oban, job, stop], #{job := #{worker := Worker, queue := Queue}, state := State}) ->
     [text(Worker), text(Queue), text(State)];
 labels(_, _) -> [].
+
+command_of({ok, #{command := Command}}) -> text(Command);
+command_of(_) -> "-".
 
 class(#{'__struct__' := 'Elixir.Plug.Conn.WrapperError', reason := Reason}) -> class(Reason);
 class(#{'__struct__' := Name}) -> Name;

@@ -15,10 +15,10 @@ import numpy as np
 from scope_ebpf import events
 from scope_ebpf.beam.memory.terms import ATOM_TAG, NIL, is_atom, is_small, small
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
-from scope_ebpf.telemetry.specs import ANY, CLASS, UNKNOWN
+from scope_ebpf.telemetry.specs import ANY, BEGIN, CLASS, ENDS, UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -36,7 +36,8 @@ class Encoder:
     The *specs* for a VM with *atoms*: number N is ``specs[N - 1]``, 0 is all other events.
 
     ``everything`` is False to leave out events without a specification. *starts*: also those events
-    that begin what others end, with the number of one of those.
+    that begin what others end, with the number of one of those. *work*: also those that begin and
+    end what a specification calls work, with its number; *only_work*: no others.
     """
 
     def __init__(
@@ -46,19 +47,28 @@ class Encoder:
         *,
         everything: bool = True,
         starts: bool = False,
+        work: bool = False,
+        only_work: bool = False,
     ) -> None:
-        self._specs = dict(enumerate(specs, 1))
-        begin = {spec.start: n for n, spec in self._specs.items() if starts and spec.start}
-        self._starts = {event: n for event, n in begin.items() if event}
-        if everything:
-            self._specs[0] = UNKNOWN
+        numbered = dict(enumerate(specs, 1))
+        self._work = {s.family: n for n, s in numbered.items() if s.work and (work or only_work)}
+        begin = {spec.start: n for n, spec in numbered.items() if starts and spec.start}
+        begin |= {(*family, BEGIN): n for family, n in self._work.items()}
+        self._begin = {event: n for event, n in begin.items() if event}
+        self._specs = {} if only_work else {spec.event: n for n, spec in numbered.items()}
+        self._ends = {
+            (*family, end): n for family, n in self._work.items() for end in ENDS if only_work
+        }
+        if everything and not only_work:
+            self._specs[()] = 0
+        self._numbered = {0: UNKNOWN, **numbered}
         self._atoms = atoms
-        names = set().union(*(spec.atoms() for spec in self._specs.values()))
-        names |= {name for event in self._starts for name in event}
+        names = set().union(*(spec.atoms() for spec in self._numbered.values()))
+        names |= {name for event in (*self._begin, *self._ends) for name in event}
         self._missing = names | {_STRUCT, _WRAPPER, _WRAPPED}
         self._found: dict[str, int] = {}
         self._searched = 0
-        self._sent: dict[int, bytes] = {}
+        self._sent: dict[tuple[str, ...], bytes] = {}
 
     def update(self) -> Iterator[tuple[NDArray[np.void], NDArray[np.void]]]:
         """
@@ -72,19 +82,20 @@ class Encoder:
             self._found |= fresh
             self._missing -= fresh.keys()
             self._searched = total
-        for number, spec in self._specs.items():
-            if any(name in self._missing for name in {*spec.event, *(spec.where or ())} - {ANY}):
-                continue  # no such event can have been
-            value = self._value(number, spec)
-            if self._sent.get(number) != value.tobytes():
-                self._sent[number] = value.tobytes()
-                yield self._key(spec.event), value
-        for event, number in list(self._starts.items()):
-            if not self._missing.intersection(event):
-                del self._starts[event]
-                value = np.zeros((), events.TELEMETRY_SPEC)
-                value["number"], value["starts"] = number, 1
-                yield self._key(event), value
+        for made, events_ in (
+            (self._value, self._specs),
+            (self._beginning, self._begin),
+            (self._end, self._ends),
+        ):
+            for event, number in events_.items():
+                spec = self._numbered[number]
+                needed = {*event, *(spec.where or ())} - {ANY}
+                if needed & self._missing:
+                    continue  # no such event can have been
+                value = made(event, number)
+                if self._sent.get(event) != value.tobytes():
+                    self._sent[event] = value.tobytes()
+                    yield self._key(event), value
 
     def _key(self, event: tuple[str, ...]) -> NDArray[np.void]:
         key = np.zeros((), events.TELEMETRY_EVENT)
@@ -92,16 +103,35 @@ class Encoder:
             key["atoms"][n] = _ANY_ATOM if name == ANY else self._found[name]
         return key
 
-    def _value(self, number: int, spec: Spec) -> NDArray[np.void]:
-        value = np.zeros((), events.TELEMETRY_SPEC)
-        value["number"], value["labels"] = number, len(spec.labels)
+    def _value(self, event: tuple[str, ...], number: int) -> NDArray[np.void]:
+        spec = self._numbered[number]
+        value = self._taken(number, spec.labels.values())
         value["measures"] = len(spec.measurements)
         value["measure"][: len(spec.measurements)] = [self._term(n) for n in spec.measurements]
         if spec.where:
             value["guard_key"], value["guard_value"] = map(self._term, spec.where)
+        if event and event[-1] in ENDS:
+            value["work"] = self._work.get(spec.family, 0)
+        return value
+
+    def _beginning(self, event: tuple[str, ...], number: int) -> NDArray[np.void]:
+        spec, work = self._numbered[number], self._work.get(event[:-1], 0)
+        value = self._taken(number, [spec.labels[name] for name in spec.work] if work else ())
+        value["starts"], value["work"] = 1, work
+        return value
+
+    def _end(self, event: tuple[str, ...], number: int) -> NDArray[np.void]:
+        value = self._taken(number, ())
+        value["starts"], value["work"] = 2, self._work[event[:-1]]
+        return value
+
+    def _taken(self, number: int, paths: Collection[tuple[str, ...]]) -> NDArray[np.void]:
+        """The specification *number* with labels of these *paths*, and no measurements."""
+        value = np.zeros((), events.TELEMETRY_SPEC)
+        value["number"], value["labels"] = number, len(paths)
         for name, text in (("struct_key", _STRUCT), ("wrapper", _WRAPPER), ("wrapped", _WRAPPED)):
             value[name] = self._term(text)
-        for n, path in enumerate(spec.labels.values()):
+        for n, path in enumerate(paths):
             first = n * events.TELEMETRY_STEPS
             value["path"][first : first + len(path)] = [self._step(step) for step in path]
         return value

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from scope_ebpf import events
 from scope_ebpf.beam.memory.look_limits import LookLimits, limited
 from scope_ebpf.beam.memory.process_memory import Memory, cpu_seconds
 from scope_ebpf.beam.processes.atoms import Atoms
@@ -25,8 +26,8 @@ from scope_ebpf.daemon.looks.owners import in_turns, queue_of
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.readings.thread import Observed, ReadingThread, reason
 from scope_ebpf.daemon.telemetry import Offer
-from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError
-from scope_ebpf.metrics.telemetry import OTHER, Counted, TelemetryReading, TelemetrySums
+from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError, ScopeError
+from scope_ebpf.metrics.telemetry import OTHER, Counted, TelemetryReading, TelemetrySums, worked
 from scope_ebpf.runs.telemetry import row_of
 from scope_ebpf.runs.telemetry_hooks import hooks_of
 from scope_ebpf.telemetry.specs import of_series
@@ -82,7 +83,7 @@ class Sight:
         self._specs = specs
         self._atoms = Atoms(self.target)
         self._decoder = Decoder(self._atoms, strict=True)
-        self._encoder = Encoder(specs, self._atoms)
+        self._encoder = Encoder(specs, self._atoms, work=True)
         self._missing, self._searched = {MODULE, TABLE}, 0
         self._library: Library | None = None
 
@@ -106,7 +107,7 @@ class Sight:
             raise ReadRefusedError(
                 "the program hides the functions by which handlers of telemetry are looked up"
             )
-        self._encoder = Encoder(self._specs, self._atoms)
+        self._encoder = Encoder(self._specs, self._atoms, work=True)
         known = settings(self.target, self._atoms)
         return Offer(known, hooks, self._specs, self.specified())
 
@@ -136,6 +137,22 @@ class Sight:
                 factor * growth["sum"].astype(np.int64).astype(np.float64),
                 factor * growth["slots"].astype(np.float64),
             )
+
+        yield from self._worked(crop)
+
+    def _worked(self, crop: Crop) -> Iterator[Counted]:
+        """Seconds of CPU by what was worked on."""
+        for row, seconds in crop.work:
+            if isinstance(row, int):
+                yield worked("", "", seconds, other=row != events.WORK_OUTSIDE)
+                continue
+            spec = self._specs[int(row["spec"]) - 1]
+            try:
+                labels = self._decoder.labels(row, len(spec.work))
+            except ReadRefusedError:  # for this moment
+                labels = None
+            name = labels[0] if labels else None
+            yield worked(spec.name, name or "", seconds, other=labels is None)
 
     def _named(
         self, row: np.void, growth: np.void, estimate: Estimate
@@ -235,21 +252,22 @@ class TelemetryLooks(ReadingThread):
 
     def _read(self, subject: Subject, state: _State) -> float:
         """Read what there is; seconds until the next look."""
+        began, searches = cpu_seconds(), self.clock() >= state.search
         sight = state.sight = state.sight or self.make(subject.target, self._specs)
-        if self.clock() >= state.search:
-            began = cpu_seconds()
+        if searches:
             if offer := sight.look():
                 subject.offer_telemetry(offer)
             elif not sight.is_there:
                 subject.offer_telemetry(None)
+        if sight.is_there and (specified := sight.specified()):
+            subject.specify_telemetry(specified)
+        if searches:
             state.searched = cpu_seconds() - began
             owed = state.searched / (SHARE / 2 * subject.income)
             state.search = self.clock() + max(_AGAIN if sight.is_there else _SEARCH, owed)
         if not sight.is_there:
             subject.publish_telemetry(TelemetryReading())  # and so nothing is refused any more
             return _SEARCH
-        if specified := sight.specified():
-            subject.specify_telemetry(specified)
         try:
             crop = subject.take_telemetry()
         except Exception:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.vm.scheduler_addresses import SchedulerAddresses
     from scope_ebpf.beam.vm.target import Target
-    from scope_ebpf.kernel.observers.thread_watch import ThreadWatch
+    from scope_ebpf.kernel.observers.thread_watch import ThreadWatch, WorkClock
 
 #: Ticks between two listings of threads: a VM starts nearly all of them at once.
 _LIST_TICKS = 10
@@ -169,6 +169,12 @@ class WatchedThreads:
                 self._cost.update(self._watch.stats())
             self._cost.charge(self._raw)
         return self._cost.seconds
+
+    def work_clock(self) -> WorkClock | None:
+        """What samples the work of the target's processes; None where threads are not sampled."""
+        if self._watch is None or self._watch.unsampled or not self._addresses:
+            return None
+        return self._watch.works.clock(self._slot)
 
     def close(self) -> None:
         """Stop watching the threads, and free the slot."""

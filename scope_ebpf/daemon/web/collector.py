@@ -46,7 +46,8 @@ class Readings(Collector):
         """Every family, with the values of this moment."""
         daemon = self._daemon
         daemon.refresh()
-        page = Page(compat="erlang-vm" in daemon.config.compat)
+        compat = daemon.config.compat
+        page = Page(compat="erlang-vm" in compat, prom_ex="prom-ex" in compat)
         left_out = self._expose(page)
         for program, stats in sorted((daemon.targets.program_stats() | daemon.host_stats).items()):
             page.add("scope_ebpf_program_runs_total", stats.runs, program=program)

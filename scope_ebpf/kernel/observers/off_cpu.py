@@ -28,7 +28,7 @@ from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
 from scope_ebpf.kernel.bpf.stats import ProgramStats, program_stats
 from scope_ebpf.kernel.closing import Closing
 from scope_ebpf.kernel.observers.loaded_plan import set_registers
-from scope_ebpf.kernel.observers.sampler import per_cpu_counts
+from scope_ebpf.kernel.observers.sampler import per_cpu_counts, share_works
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,16 +49,21 @@ class OffCpuSampler(Closing):
     Watches processes leave the schedulers of *identity* and come back, while it is open.
 
     *hooks* are those of the event "schedule"; *settings* is one ``events.SAMPLE_SETTINGS``
-    with its period. Raises HostError where the kernel refuses.
+    with its period; *works* is the map of what processes work on, None without. Raises HostError
+    where the kernel refuses.
     """
 
     def __init__(
-        self, identity: Identity, settings: NDArray[np.void], hooks: Sequence[Attachment]
+        self,
+        identity: Identity,
+        settings: NDArray[np.void],
+        hooks: Sequence[Attachment],
+        works: int | None = None,
     ) -> None:
         host.require_host_pids(
             "this runs in a pid namespace, where the kernel's numbers of processes are others"
         )
-        self._identity = identity
+        self._identity, self._works = identity, works
         self._settings = settings.copy()
         self._attachments = [hook._replace(program=_PROGRAMS[hook.program]) for hook in hooks]
         set_registers(self._settings, hooks)
@@ -70,6 +75,7 @@ class OffCpuSampler(Closing):
     def _open(self) -> None:
         self._object.set_constants(self._settings.tobytes())
         self._object.maps["samples"].set_entries(_RING_BYTES)
+        share_works(self._object, self._works)
         multi = has_multi()
         self._object.load(_PROGRAMS.values(), TRACE_UPROBE_MULTI if multi else None)
         self._gate = self._object.map("gate", U32, U64)

@@ -43,15 +43,17 @@ class Sampler(Closing):
 
     A CPU's timer runs twice as often, and one tick of two is drawn.
 
-    *settings* is one ``events.SAMPLE_SETTINGS``. Raises NotRootError or HostError where the
-    kernel refuses.
+    *settings* is one ``events.SAMPLE_SETTINGS``; *works* is the map of what processes work on, None
+    without. Raises NotRootError or HostError where the kernel refuses.
     """
 
-    def __init__(self, identity: Identity, settings: NDArray[np.void], hz: int) -> None:
+    def __init__(
+        self, identity: Identity, settings: NDArray[np.void], hz: int, works: int | None = None
+    ) -> None:
         host.require_host_pids(
             "this runs in a pid namespace, where the kernel's numbers of threads are others"
         )
-        self._identity = identity
+        self._identity, self._works = identity, works
         self._settings = settings.copy()
         self._settings["period_ns"] = round(1e9 / hz)
         self._tick = round(1e9 / hz / events.TICKS_PER_SAMPLE)
@@ -68,6 +70,7 @@ class Sampler(Closing):
         self._object.set_constants(self._settings.tobytes())
         self._object.maps["samples"].set_entries(self._ring_bytes)
         self._object.maps["scratch"].set_entries(possible_cpus())
+        share_works(self._object, self._works)
         self._object.load(("take_sample",))
         self._threads = self._object.map("threads", U32, events.SAMPLED_THREAD)
         ring = LongRing(self._object.maps["samples"].fd, self._ring_bytes)
@@ -127,6 +130,14 @@ class Sampler(Closing):
         """Detach, and give everything back to the kernel."""
         self.stop()
         self._resources.close()
+
+
+def share_works(owner: BpfObject, works: int | None) -> None:
+    """Let *owner* use the map of what processes work on; None for an empty one."""
+    if works is None:
+        owner.maps["works"].set_entries(1)
+    else:
+        owner.maps["works"].share(works)
 
 
 def per_cpu_counts(owner: BpfObject) -> dict[str, int]:

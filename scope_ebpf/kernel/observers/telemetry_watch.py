@@ -7,7 +7,7 @@ a breakpoint on the function that every event passes.
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -36,14 +36,40 @@ if TYPE_CHECKING:
     from scope_ebpf.attach.plan import Attachment
     from scope_ebpf.kernel.attach.uprobes import Identity
 
-#: Room for spans, 256 bytes each, until they are read.
+#: Room for spans, 340 bytes each, until they are read.
 _RING_BYTES = 8 << 20
-#: Rows that are counted at a time, 600 bytes each; events of others are counted together.
+#: Rows that are counted at a time, 1.1 KB each; events of others are counted together.
 ROWS = 16384
 #: The program of breakpoints.
 _EXECUTE = "telemetry_execute"
 #: Hits of a breakpoint before Linux 6.10, where the kernel limits them: as many as there can be.
 _NO_LIMIT = (1 << 31) - 1
+
+
+class Clock(Protocol):
+    """What samples the work of one target: a ``thread_watch.WorkClock``."""
+
+    #: The map of what processes work on.
+    fd: int
+
+    def open(self) -> int:
+        """Count samples of what begins from now on; returns the value of the gate for that."""
+
+    def shut(self) -> None:
+        """Count no samples."""
+
+
+class Work(NamedTuple):
+    """What is noted of what processes work on."""
+
+    #: Works that differ in their labels; others have no name.
+    rows: int
+    #: What samples it; None if others do, by :attr:`TelemetryWatch.works_fd`.
+    clock: Clock | None = None
+
+
+#: The value of the gate where a profile samples work (WORK_GATE in sample.bpf.h).
+_PROFILED = 1
 
 
 class TelemetryWatch(Closing):
@@ -52,7 +78,8 @@ class TelemetryWatch(Closing):
 
     *hooks* are of one program, with names of ``allowlist.TELEMETRY``, none where breakpoints are
     the only way; *settings* is one ``events.TELEMETRY_SETTINGS``. *rows* is the most rows;
-    *attacher* holds the breakpoints, one of its own without it. HostError where the kernel refuses.
+    *attacher* holds the breakpoints, one of its own without it; *work* says where it is noted what
+    processes work on. HostError where the kernel refuses.
     """
 
     def __init__(
@@ -61,7 +88,9 @@ class TelemetryWatch(Closing):
         settings: NDArray[np.void],
         hooks: Sequence[Attachment],
         rows: int = ROWS,
+        *,
         attacher: Attacher | None = None,
+        work: Work | None = None,
     ) -> None:
         host.require_host_pids(
             "this runs in a pid namespace, where the kernel's numbers of processes are others"
@@ -69,7 +98,7 @@ class TelemetryWatch(Closing):
         if strange := [hook.name for hook in hooks if hook.name not in TELEMETRY]:
             raise NothingToAttachError(f"{strange[0]} is not on the list of permitted hooks")
         self._identity, self._hooks, self._most = identity, hooks, rows
-        self._attacher = attacher
+        self._attacher, self._work = attacher, work
         self._programs = {_EXECUTE, *(hook.program for hook in hooks)}
         #: Readable when the hooks are out that were released last.
         self._leaving: int | None = None
@@ -84,6 +113,7 @@ class TelemetryWatch(Closing):
         self._object.maps["rows"].set_entries(self._most)
         if self._wants_spans:
             self._object.maps["spans"].set_entries(_RING_BYTES)
+        self._prepare_work()
         multi = has_multi()
         self._object.load(self._programs, TRACE_UPROBE_MULTI if multi else None)
         self._gate = self._object.map("gate", U32, U64)
@@ -96,6 +126,25 @@ class TelemetryWatch(Closing):
         self._uprobes = Uprobes(self._identity, attacher, multi=multi)
         self._breakpoints = Breakpoints(self._identity, self._object.programs, _NO_LIMIT)
         self._resources.callback(self._detach)
+
+    def _prepare_work(self) -> None:
+        works = self._object.maps["works"]
+        if self._work is None:
+            works.set_entries(1)
+            return
+        self._object.maps["work_rows"].set_entries(self._work.rows)
+        if self._work.clock:
+            works.share(self._work.clock.fd)
+
+    @property
+    def works_fd(self) -> int:
+        """The map of what processes work on, which samplers share; while this is open."""
+        return self._object.maps["works"].fd
+
+    def work_row(self, number: int) -> np.void | None:
+        """The TELEMETRY_ROW that has this number among works; None if it has none."""
+        found: Any = self._object.map("work_rows", U64, events.TELEMETRY_ROW).get(number)
+        return None if found is None else found[()]
 
     def attach(self) -> None:
         """Attach to the functions that look handlers up; NothingToAttachError, HostError."""
@@ -116,31 +165,40 @@ class TelemetryWatch(Closing):
 
     def release(self) -> None:
         """Remove every hook, without waiting: they cost nothing from now on."""
-        self._gate[0] = 0
+        self._shut()
         self._breakpoints.close()
         if self._leaving is None:
             self._leaving = self._uprobes.detach()
 
     def specify(
-        self, event: NDArray[np.void], spec: NDArray[np.void], other: NDArray[np.void]
+        self,
+        event: NDArray[np.void],
+        spec: NDArray[np.void],
+        other: NDArray[np.void] | None = None,
     ) -> None:
         """
         Count *event*, a TELEMETRY_EVENT, as *spec* says, a TELEMETRY_SPEC.
 
         *other* is the TELEMETRY_ROW of what finds no room; it keeps its counts.
         """
-        if self._rows.get(other) is None:
+        if other is not None and self._rows.get(other) is None:
             self._rows[other] = np.zeros((), events.TELEMETRY_TOTALS)
         self._specs[event] = spec
 
     def start(self) -> None:
-        """Count from now on."""
-        self._gate[0] = 1
+        """Count from now on; what processes work on counts if it begins from now on."""
+        clock = self._work.clock if self._work else None
+        self._gate[0] = clock.open() if clock else _PROFILED
 
     def stop(self) -> None:
         """Remove the breakpoints; the counts can still be read."""
-        self._gate[0] = 0
+        self._shut()
         self._detach()
+
+    def _shut(self) -> None:
+        self._gate[0] = 0
+        if self._work and self._work.clock:
+            self._work.clock.shut()
 
     def _detach(self) -> None:
         self._breakpoints.close()

@@ -33,7 +33,7 @@ from scope_ebpf.kernel.attach.perf_events import (
 )
 from scope_ebpf.kernel.attach.tracepoints import SchedulerTracepoints
 from scope_ebpf.kernel.bpf.libbpf import library
-from scope_ebpf.kernel.bpf.maps import U32
+from scope_ebpf.kernel.bpf.maps import U32, U64
 from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
 from scope_ebpf.kernel.bpf.stats import ProgramStats, program_stats
 
@@ -100,6 +100,83 @@ def add_open(totals: NDArray[np.uint64], doing: Doing, now: int) -> None:
     np.add.at(totals, (doing.type, word), lasted.view(np.uint64))
 
 
+class Works:
+    """
+    Samples of what processes of targets work on, by the object *threads*.
+
+    Attributes:
+        fd: the map of what processes work on.
+    """
+
+    def __init__(self, threads: BpfObject) -> None:
+        self.fd = threads.maps["works"].fd
+        self._gates = threads.map("work_gates", U32, U64)
+        self._samples = threads.map("work_samples", events.WORK_KEY, U64)
+        self._clocks: dict[int, WorkClock] = {}
+
+    def clock(self, target: int) -> WorkClock:
+        """The clock of *target*, until that is removed."""
+        return self._clocks.setdefault(target, WorkClock(self, target))
+
+    def gate(self, target: int, value: int) -> None:
+        """Count samples of what *target* begins at this value of its gate; 0 for none."""
+        self._gates[target] = value
+
+    def samples(self, target: int) -> dict[int, int]:
+        """Samples of *target*, by the number of a row."""
+        found = {}
+        for key in self._keys(target):
+            if (values := self._samples.get(key)) is not None:
+                found[int(key["row"])] = int(values.sum())
+        return found
+
+    def remove(self, target: int) -> None:
+        """Count no samples of *target*, and forget them: another one may get its number."""
+        if clock := self._clocks.pop(target, None):
+            clock.close()
+        self.gate(target, 0)
+        for key in self._keys(target):
+            self._samples.discard(key)
+
+    def _keys(self, target: int) -> NDArray[np.void]:
+        keys = self._samples.keys()
+        found: NDArray[np.void] = keys[keys["target"] == target]
+        return found
+
+
+class WorkClock:
+    """
+    Samples what processes of the target with number *target* work on, until closed.
+
+    Attributes:
+        fd: the map of what processes work on.
+    """
+
+    def __init__(self, works: Works, target: int) -> None:
+        self._works: Works | None = works
+        self._target, self.fd = target, works.fd
+
+    def open(self) -> int:
+        """Count samples of what begins from now on; returns the value of the gate for that."""
+        gate = time.monotonic_ns()
+        if self._works:
+            self._works.gate(self._target, gate)
+        return gate
+
+    def shut(self) -> None:
+        """Count no samples."""
+        if self._works:
+            self._works.gate(self._target, 0)
+
+    def samples(self) -> dict[int, int]:
+        """Samples so far, by the number of a row."""
+        return self._works.samples(self._target) if self._works else {}
+
+    def close(self) -> None:
+        """Sample no more."""
+        self._works = None
+
+
 class ThreadWatch:
     """
     The scheduler's tracepoints, attached.
@@ -107,7 +184,8 @@ class ThreadWatch:
     Raises HostError where the kernel refuses them, and in a pid namespace of our own, in which
     threads have other numbers.
 
-    ``unsampled`` is the reason why the timer does not sample native functions, or "".
+    ``unsampled`` is the reason why the timer does not sample native functions, or ""; ``works`` are
+    samples of what processes work on.
     """
 
     def __init__(self) -> None:
@@ -121,6 +199,7 @@ class ThreadWatch:
         self._object.load((*_PROGRAMS, SAMPLER))
         self._watched_map = self._object.map("watched", U32, U32)
         self._natives = self._object.map("nifs", events.NIF_KEY, events.NIF)
+        self.works = Works(self._object)
         self._maps: list[mmap.mmap] = []
         #: By CPU, target and type of thread, as words.
         self._rows = self._mapped(
@@ -273,6 +352,7 @@ class ThreadWatch:
             self.unwatch(target, list(self._targets[target]))
             for key in self._native_keys(target):
                 self._natives.discard(key)
+            self.works.remove(target)
         finally:
             del self._targets[target]
             self._free.append(target)
