@@ -26,7 +26,7 @@ from scope_ebpf.daemon.looks.owners import in_turns, queue_of
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.readings.thread import Observed, ReadingThread, reason
 from scope_ebpf.daemon.telemetry import Offer
-from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError, ScopeError
+from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError
 from scope_ebpf.metrics.telemetry import OTHER, Counted, TelemetryReading, TelemetrySums, worked
 from scope_ebpf.runs.telemetry import row_of
 from scope_ebpf.runs.telemetry_hooks import hooks_of
