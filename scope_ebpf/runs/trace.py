@@ -26,7 +26,7 @@ from scope_ebpf.sessions import open_session, plan_target
 from scope_ebpf.sinks.plain import plain, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     import numpy as np
     from numpy.typing import NDArray
@@ -107,7 +107,8 @@ class Trace:
     One trace of one target, from attach to detach.
 
     With *streamed* every event is a record in the ring. *measurement* measures the cost of a hit,
-    *state* looks at the VM meanwhile.
+    *state* looks at the VM meanwhile. Events of *optional* that the target does not have are left
+    out of the plan.
     """
 
     def __init__(
@@ -119,10 +120,12 @@ class Trace:
         streamed: bool,
         measurement: CostMeasurement,
         state: StateReader | None = None,
+        optional: Collection[str] = (),
     ) -> None:
         self._target = target
         self._options = options
         planned = plan_events(target, wanted, options.via, options.slow_call_ms)
+        planned = replace(planned, plan=planned.plan.leave_out(optional))
         if streamed:
             planned = proven(target, planned)
         self._probation = Probation(target, planned.plan)

@@ -21,6 +21,8 @@ from mark_run import HERE, folder, mark, run
 
 from scope_ebpf.beam.code.functions import parse
 from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.capture.marked import MarkedCalls
+from scope_ebpf.capture.reader import Capture
 from scope_ebpf.errors import NothingToAttachError, UsageError
 from scope_ebpf.runs import marks as runs
 from scope_ebpf.runs.marks import MarkOptions, watch
@@ -322,3 +324,70 @@ def test_a_budget_gives_rates_with_their_error(beam):
     # What begins and ends the run takes time on a busy machine.
     assert abs(row["calls"] - truth) <= (5 * row["error_ratio"] + 0.3) * truth
     assert re.search(r"seen in \d+ windows", document["notes"][0])
+
+
+@pytest.fixture(scope="module")
+def recorded(beam, tmp_path_factory):
+    """
+    A capture of markers alone while everything is planted, and what the recording said of it.
+    """
+    path = tmp_path_factory.mktemp("recorded") / "run.scope"
+    words = ["record", str(beam.pid), "-o", str(path), "-d", "90s", "--max-cost", "100%"]
+    with subprocess.Popen(
+        [*SCOPE_TRACE, *words, "--events", "exit,mark_callback,mark_function"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as command:
+        assert command.stderr is not None
+        while "tracing process" not in (line := command.stderr.readline()):
+            assert line
+        beam.send("go")
+        beam.expect("done")
+        command.send_signal(2)
+        command.communicate(timeout=120)
+    return path
+
+
+def test_a_capture_has_every_call(recorded):
+    """
+    Paired when it is read: calls, failures and what is under way are those that were planted.
+    """
+    capture = Capture(recorded)
+    contents, calls = capture.contents(), MarkedCalls()
+    ended = [call for batch in capture.batches() for call in calls.records(batch)]
+    found = Counter(
+        (contents.marked[call.function], call.end)
+        for call in (*ended, *calls.running())
+        if not contents.marked[call.function].startswith("counted:calls")
+    )
+    kinds = sum(KINDS.values()) + 1
+    planted = {
+        ("init/1", "returned"): 48,
+        ("handle_call/3", "returned"): kinds,
+        ("handle_call/3", "failed"): 24,
+        ("handle_cast/2", "returned"): 1777,
+        ("handle_cast/2", "running"): 1,
+        ("handle_info/2", "returned"): 23,
+        ("handle_info/2", "failed"): 23,
+        ("terminate/2", "returned"): 47,
+        ("leaf/1", "returned"): 2300,
+        ("taken_over/1", "returned"): 230,
+        ("hand_over/1", "left"): 230,
+        ("deep/1", "returned"): 23 * 41,
+    }
+    assert planted == {
+        (name, end): found[f"counted:{name}", end] for name, end in planted
+    }
+    nested = {call.number: call for call in ended}
+    parents = Counter(
+        contents.marked[nested[call.parent].function]
+        for call in ended
+        if contents.marked[call.function] == "counted:deep/1" and call.parent in nested
+    )
+    assert parents["counted:deep/1"] == 23 * 40
+    events = contents.summary().events
+    assert contents.losses[-1][1] == {}
+    assert events["mark_callback"].by_class["entry"] == sum(
+        count for (name, _), count in found.items() if re.search(r":(init|handle_\w+|terminate)/", name)
+    )
