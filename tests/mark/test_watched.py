@@ -376,9 +376,7 @@ def test_a_capture_has_every_call(recorded):
         ("hand_over/1", "left"): 230,
         ("deep/1", "returned"): 23 * 41,
     }
-    assert planted == {
-        (name, end): found[f"counted:{name}", end] for name, end in planted
-    }
+    assert planted == {(name, end): found[f"counted:{name}", end] for name, end in planted}
     nested = {call.number: call for call in ended}
     parents = Counter(
         contents.marked[nested[call.parent].function]
@@ -389,5 +387,7 @@ def test_a_capture_has_every_call(recorded):
     events = contents.summary().events
     assert contents.losses[-1][1] == {}
     assert events["mark_callback"].by_class["entry"] == sum(
-        count for (name, _), count in found.items() if re.search(r":(init|handle_\w+|terminate)/", name)
+        count
+        for (name, _), count in found.items()
+        if re.search(r":(init|handle_\w+|terminate)/", name)
     )
