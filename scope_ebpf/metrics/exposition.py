@@ -18,6 +18,7 @@ from scope_ebpf.beam.vm.threads import ROLES
 from scope_ebpf.metrics.catalogue import Series, catalogue
 from scope_ebpf.metrics.crashes import expose_crashes
 from scope_ebpf.metrics.findings import expose_findings
+from scope_ebpf.metrics.marks import expose_marks
 from scope_ebpf.metrics.memory import expose_memory
 from scope_ebpf.metrics.reading import SLOTS, EventReading, Reading, sum_column
 from scope_ebpf.metrics.servers import expose_servers
@@ -72,6 +73,8 @@ def _expose_parts(page: Page, reading: Reading) -> None:
         expose_crashes(page, reading.node, reading.crashes)
     if reading.telemetry:
         expose_telemetry(page, reading.node, reading.telemetry)
+    if reading.marks:
+        expose_marks(page, reading.node, reading.marks)
 
 
 def _expose_field(page: Page, series: Series, reading: Reading) -> None:
@@ -260,6 +263,8 @@ def refused(reading: Reading) -> list[str]:
         names.add("servers")
     if reading.telemetry and reading.telemetry.refused:
         names.add("telemetry")
+    if reading.marks and reading.marks.refused:
+        names.add("marks")
     if reading.counters is None:
         names.add("counters")
     elif reading.counters.dirty_collections is None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scope_ebpf.cgroups import MemoryLimit, Throttled
     from scope_ebpf.metrics.crashes import CrashTotal
     from scope_ebpf.metrics.findings import FindingsReading
+    from scope_ebpf.metrics.marks import MarksReading
     from scope_ebpf.metrics.servers import ServersReading
     from scope_ebpf.metrics.snapshot import SnapshotReading
     from scope_ebpf.metrics.telemetry import TelemetryReading
@@ -182,3 +183,4 @@ class Reading:
     #: None where exits are not observed.
     crashes: tuple[CrashTotal, ...] | None = None
     telemetry: TelemetryReading | None = None
+    marks: MarksReading | None = None
