@@ -11,8 +11,11 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import documents
 import pytest
@@ -23,7 +26,10 @@ from scope_ebpf.beam.code.functions import parse
 from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.capture.marked import MarkedCalls
 from scope_ebpf.capture.reader import Capture
+from scope_ebpf.daemon.readings import marks as readings
+from scope_ebpf.daemon.readings.marks import MarkedSight
 from scope_ebpf.errors import NothingToAttachError, UsageError
+from scope_ebpf.kernel.cost import GUESS
 from scope_ebpf.runs import marks as runs
 from scope_ebpf.runs.marks import MarkOptions, watch
 
@@ -266,6 +272,41 @@ def test_markers_that_no_pattern_fits_take_time_and_end_calls(beam):
     assert (functions.calls, functions.timed) == (1, 1)
     # The call has thousands of hits, of which each takes a good part of a microsecond.
     assert functions.durations.carried > 1e-3
+
+
+def test_a_window_of_the_daemon_has_the_calls_within_it(beam, monkeypatch):
+    """
+    Of callbacks, those that were planted in it; a second one has nothing of the first.
+    """
+    resources = SimpleNamespace(attacher=None, cost=GUESS)
+    with closing(MarkedSight(inspect(beam.pid), SimpleNamespace(resources=resources))) as sight:
+        assert sight.refresh()
+        planted = []
+
+        def plant(_seconds: float) -> None:
+            beam.send("go")
+            planted.append(beam.expect("done"))
+
+        monkeypatch.setattr(sight._watch, "is_over", lambda: planted)
+        clock = SimpleNamespace(sleep=plant, monotonic_ns=time.monotonic_ns)
+        monkeypatch.setattr(readings, "time", clock)
+        for _ in range(2):
+            planted.clear()
+            window = sight.window(600.0, 1 << 40)
+            counts = {
+                name.partition(":")[2]: (calls.calls, calls.failures, calls.timed)
+                for name, calls in window.calls.items()
+                if name and calls.calls
+            }
+            calls = sum(KINDS.values()) + 1
+            assert counts == {
+                "init/1": (48, 0, 48),
+                "handle_call/3": (calls + 24, 24, calls),
+                "handle_cast/2": (1778, 0, 1777),
+                "handle_info/2": (46, 23, 23),
+                "terminate/2": (47, 0, 47),
+            }
+            assert window.hits > 2 * 1778
 
 
 def test_what_is_not_marked_is_refused(beam):
