@@ -141,7 +141,7 @@ static __always_inline struct mark_stats *stats_of(__u32 slot)
 }
 
 /* Tell the end of a call of which nothing can be copied. */
-static __noinline int tell_end(__u64 process, __u64 began_ns, __u32 slot)
+__noinline int tell_end(__u64 process, __u64 began_ns, __u32 slot)
 {
 	struct mark_end *end;
 
@@ -162,8 +162,8 @@ static __noinline int tell_end(__u64 process, __u64 began_ns, __u32 slot)
 }
 
 /* Tell what *end* says, with *arity* terms at *registers*, in the *frame* of its function. */
-static __noinline int tell(const struct mark_end *end, __u64 id, const struct frame *frame,
-			   __u64 registers, __u32 arity)
+__noinline int tell(const struct mark_end *end, __u64 id, const struct frame *frame,
+		    __u64 registers, __u32 arity)
 {
 	struct mark_call *call = bpf_ringbuf_reserve(&mark_ring, sizeof(*call), 0);
 
@@ -360,7 +360,7 @@ static __always_inline void forget(__u64 address, const struct mark_process *pro
 
 /* A hit of a handler, or of a function that is not watched: its trap is within the open calls of
  * the process. An exception that a handler caught has ended those that are deeper. */
-static __noinline int pass(__u64 address, __u64 sp, __u64 kind)
+__noinline int pass(__u64 address, __u64 sp, __u64 kind)
 {
 	struct mark_process *process = bpf_map_lookup_elem(&mark_processes, &address);
 	struct frame frame = {};

@@ -49,9 +49,9 @@ if TYPE_CHECKING:
 
 #: The classes whose markers are watched, by the option ``--class``.
 CLASSES = {"callbacks": ("callback",), "all": ("callback", "function")}
-#: What a program takes beside the trap, as a part of what a trap takes, at most: 0.6 was measured
-#: of callbacks that take no message (bench/marks.py observed); tags and copied arguments take more.
-PROGRAM = 0.9
+#: What a program takes beside the trap, as a part of what a trap takes (bench/marks.py observed, of
+#: callbacks that take no message); for what tags take, windows leave a quarter of the budget.
+PROGRAM = 0.6
 #: Seconds between two looks at new code and at the cost, and between two turns.
 _INTERVAL, _TURN = 0.5, 0.05
 #: Seconds that a turn takes lines of a stream, so that no more than half a CPU goes to them and a

@@ -287,8 +287,10 @@ def test_a_window_of_the_daemon_has_the_calls_within_it(beam, monkeypatch):
             beam.send("go")
             planted.append(beam.expect("done"))
 
-        monkeypatch.setattr(sight._watch, "is_over", lambda: planted)
-        clock = SimpleNamespace(sleep=plant, monotonic_ns=time.monotonic_ns)
+        # The window ends when all is planted.
+        clock = SimpleNamespace(
+            sleep=plant, monotonic_ns=lambda: time.monotonic_ns() + 600 * 10**9 * bool(planted)
+        )
         monkeypatch.setattr(readings, "time", clock)
         for _ in range(2):
             planted.clear()

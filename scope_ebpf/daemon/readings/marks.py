@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -31,8 +31,7 @@ from scope_ebpf.runs.marks import PROGRAM, hooks_of
 from scope_ebpf.runs.moments import error_of
 
 if TYPE_CHECKING:
-    from collections import Counter
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.daemon.config import Config
@@ -46,6 +45,9 @@ SHARE = 0.15
 WINDOW, INTERVAL, _SAVED = 0.1, 2.0, 30.0
 #: VMs whose calls are counted at a time: the maps of each are 10 MB of the kernel's memory.
 MOST = 8
+#: Seconds for which a window lasts longer, at most, while it is asked which processes have ended;
+#: processes of which that is asked.
+_GRACE, _MOST_OPEN = 1.0, 256
 #: Windows of which the error is that of the last ones.
 _LAST = 12
 #: Seconds between two readings of what code is loaded, where there is marked code and where not.
@@ -110,6 +112,8 @@ class MarkedSight:
         self._open = ExitStack()
         self._watch: MarkWatch | None = None
         self._before: dict[str, Calls] = {}
+        #: Calls that failed with their process, by function: the kernel side has not counted them.
+        self._ended: Counter[str] = Counter()
         self._hits = 0
 
     def refresh(self) -> bool:
@@ -140,21 +144,32 @@ class MarkedSight:
         assert watch is not None  # noqa: S101 - as it says
         watch.attach()
         try:
-            opened = watch.open_window(seconds, hits)
+            opened = watch.open_window(seconds + _GRACE, hits)
             end = opened + int(seconds * 1e9)
             while (left := end - time.monotonic_ns()) > 0 and not watch.is_over():
                 time.sleep(min(left / 1e9, _STEP))
+            # While calls are counted, it is certain that no marker of theirs is still to come.
+            gone = set() if watch.is_over() else self._gone(watch)
             closed = watch.close_window()
         finally:
             watch.release()
         counts = watch.counts()
         before, self._hits = self._hits, counts["callback"] + counts["function"]
-        calls = self._since()
+        failed = Counter(
+            call.slot for call in watch.open_calls() if call.is_callback and call.process in gone
+        )
+        calls = self._since(failed)
         watch.forget_open()
         return Window(max(1, closed - opened) / 1e9, calls, self._hits - before)
 
-    def _since(self) -> dict[str, Calls]:
-        """Calls since the last time, by function."""
+    def _gone(self, watch: MarkWatch) -> set[int]:
+        """Processes with open calls that have ended, of the first ones."""
+        processes = {call.process for call in watch.open_calls()}
+        table = ProcessTable(self._target, IDENTITY)
+        return {pid for pid in sorted(processes)[:_MOST_OPEN] if not len(table.one(pid))}
+
+    def _since(self, failed: Mapping[int, int]) -> dict[str, Calls]:
+        """Calls since the last time, by function, with those that *failed* by slot."""
         assert self._watch is not None  # noqa: S101 - a window was open
         stats, known = self._watch.stats(), self._code.found
         now: dict[str, Calls] = {}
@@ -165,7 +180,8 @@ class MarkedSight:
                 calls, failures, timed, ns = (
                     int(one[field]) for field in ("calls", "failures", "timed", "ns")
                 )
-                now[name] = Calls(calls, failures, timed, ns / 1e9)
+                self._ended[name] += failed.get(slot, 0)
+                now[name] = Calls(calls, failures + self._ended[name], timed, ns / 1e9)
         now[""] = Calls(int(stats[0]["calls"]))  # of functions that found no slot
         before, self._before = self._before, now
         return {name: one.plus(before.get(name, Calls()), -1.0) for name, one in now.items()}
