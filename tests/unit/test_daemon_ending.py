@@ -32,7 +32,7 @@ class Hanging:
     A VM whose memory does not come until the readers are closed.
     """
 
-    owner, income = ROOT, 1.0
+    owner, income, hooks = ROOT, 1.0, None
     reading = SimpleNamespace(counters=SimpleNamespace(processes=1))
 
     def __init__(self) -> None:
@@ -83,4 +83,4 @@ def test_threads_are_woken_before_they_are_joined(which: str, monkeypatch: pytes
         daemon.threads.snapshots._thread = SimpleNamespace(join=lambda: None)
     assert vm.waits.wait(PATIENCE)
     daemon._end()
-    assert ("woken", [True] * 5, Counter()) == (vm.outcome, stopped, reported)
+    assert ("woken", [True] * 6, Counter()) == (vm.outcome, stopped, reported)

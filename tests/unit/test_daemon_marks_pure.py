@@ -92,6 +92,9 @@ def run(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         lambda: state.watches, lambda: state.config, state.errors, lambda: state.now, ASight
     )
 
+    # Half of the pauses are shorter, half of them longer.
+    windows._draw = SimpleNamespace(uniform=lambda low, high: (low + high) / 2)
+
     def go(seconds: int) -> None:
         for _ in range(10 * seconds):
             state.now += 0.1
