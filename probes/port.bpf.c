@@ -118,7 +118,7 @@ int BPF_KPROBE(port_close_entry, __u64 port, __u64 from, __u64 reason, __u64 sen
 	if ((__u32)vm_field(KIND_PORT_CLOSE, port, settings.port_state) &
 	    (PORT_EXITING | PORT_CLOSING | PORT_FREE | PORT_INITIALIZING))
 		return 0;
-	if (drop_normal && settings.am_normal && reason == settings.am_normal && from != id &&
+	if (drop_normal && target.am_normal && reason == target.am_normal && from != id &&
 	    from != vm_field(KIND_PORT_CLOSE, port, settings.port_connected))
 		return 0;
 	return count_close(0, tid, from, id, reason);

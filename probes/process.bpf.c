@@ -105,11 +105,11 @@ int BPF_KPROBE(spawn_usdt)
 
 static __always_inline __u8 atom_class(__u64 atom)
 {
-	if (atom == settings.am_normal)
+	if (atom == target.am_normal)
 		return EXIT_NORMAL;
-	if (atom == settings.am_shutdown)
+	if (atom == target.am_shutdown)
 		return EXIT_SHUTDOWN;
-	if (atom == settings.am_killed)
+	if (atom == target.am_killed)
 		return EXIT_KILLED;
 	return EXIT_OTHER;
 }
@@ -131,7 +131,7 @@ static __noinline __u8 reason_class(__u64 reason, struct seen_reason *seen)
 	if (!seen)
 		return EXIT_UNKNOWN;
 
-	if (!settings.am_normal)
+	if (!target.am_normal)
 		return EXIT_UNKNOWN; /* the atom table could not be read */
 	if (is_atom(reason))
 		return atom_class(reason);
@@ -146,7 +146,7 @@ static __noinline __u8 reason_class(__u64 reason, struct seen_reason *seen)
 		return EXIT_OTHER;
 	}
 	seen->tag = reason_name(tuple[1]);
-	if (tuple[1] == settings.am_shutdown)
+	if (tuple[1] == target.am_shutdown)
 		return EXIT_SHUTDOWN;
 	if (!is_list(tuple[2]))
 		return EXIT_OTHER;

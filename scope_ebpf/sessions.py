@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from scope_ebpf.attach.plan import Plan
 from scope_ebpf.beam.hidden.resolve import hidden_of, resolve
 from scope_ebpf.beam.layouts import KNOWN
-from scope_ebpf.beam.vm.constants import FORM_ATOMS, kernel_constants, known, symbol_values
+from scope_ebpf.beam.vm.constants import kernel_constants, known, symbol_values
 from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.kernel.observers.governed import GovernedSession
 from scope_ebpf.kernel.observers.session import DEFAULT_RING_BYTES, Session
@@ -51,7 +51,9 @@ class Planned:
     plan: Plan
     #: One ``events.SETTINGS``; a setting that is not known is 0.
     settings: NDArray[np.void]
-    #: Why settings are not known, one text for each reading that failed.
+    #: One ``events.TARGET`` of which only the atoms are set; one that is not known is 0.
+    atoms: NDArray[np.void] | None
+    #: Why settings and atoms are not known, one text for each reading that failed.
     notes: tuple[str, ...]
     #: Addresses in the target's memory of the symbols that USDT arguments name.
     addresses: dict[str, int]
@@ -65,14 +67,14 @@ def plan_target(target: Target, wanted: tuple[str, ...], via: Via = "auto") -> P
     NoSuchProcessError.
     """
     hidden = resolve(target)
-    settings, notes = kernel_constants(target)
+    settings, atoms, notes = kernel_constants(target)
     found = _plan(target, wanted, via, known(settings))
     if via != "usdt" and any(item.event.startswith("mark_") for item in found.items):
         from scope_ebpf.planning.marks import with_marks  # noqa: PLC0415 - few ask for them
 
         found = with_marks(target, found, settings)
     plan = within_reach(explained(found, hidden), target)
-    return Planned(plan, settings, tuple(notes), addresses_of(target, plan))
+    return Planned(plan, settings, atoms, tuple(notes), addresses_of(target, plan))
 
 
 def explained(plan: Plan, hidden: Hidden) -> Plan:
@@ -132,6 +134,7 @@ def open_session(
         target.identity,
         target.base,
         planned.settings,
+        atoms=planned.atoms,
         addresses=planned.addresses,
         flavor=flavor,
         ring_bytes=ring_bytes,
@@ -144,17 +147,13 @@ def open_governed_session(
     target: Target, planned: Planned, attacher: Attacher, pool: ProgramPool | None = None
 ) -> GovernedSession:
     """A session of what is *planned* on *target*, in which no hook is attached yet."""
-    # Its programs count, and carry no forms of messages: the atoms of these differ from VM to VM,
-    # and programs with them would serve one VM alone.
-    settings = planned.settings.copy()
-    for name in FORM_ATOMS:
-        settings[name] = 0
     return GovernedSession(
         planned.plan,
         target.identity,
         target.base,
-        settings,
+        planned.settings,
         attacher=attacher,
         pool=pool,
+        atoms=planned.atoms,
         addresses=planned.addresses,
     )

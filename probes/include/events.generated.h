@@ -493,9 +493,6 @@ struct settings {
 	__u64 pidns_ino; /* the same */
 	__u64 dsig_send_start; /* code of erts_dsig_send, address in the file, address */
 	__u64 dsig_send_end; /* the first byte after it, address */
-	__u64 am_normal; /* atoms that classify an exit reason, eterm */
-	__u64 am_shutdown; /* the same, eterm */
-	__u64 am_killed; /* the same, eterm */
 	__u32 process_heap; /* offsets into struct process, bytes */
 	__u32 process_htop; /* the same, bytes */
 	__u32 process_old_heap; /* the same, bytes */
@@ -512,11 +509,6 @@ struct settings {
 	__u32 message_sender; /* offset into ErtsMessage, bytes */
 	__u32 send_alias_register; /* like send_message_register, for a message to an alias, bytes */
 	__u32 send_term_register; /* like send_message_register, of the message's term, bytes */
-	__u64 am_gen_call; /* atoms that give the form of a message, eterm */
-	__u64 am_gen_cast; /* the same, eterm */
-	__u64 am_system; /* the same, eterm */
-	__u64 am_alias; /* the same, eterm */
-	__u64 am_down; /* the same, eterm */
 	__u32 dist_sysname; /* offsets into DistEntry, bytes */
 	__u32 dist_state; /* the same, bytes */
 	__u32 dsig_from; /* offset into ErtsDSigSendContext, bytes */
@@ -525,18 +517,26 @@ struct settings {
 	__u32 process_module; /* the same, of the function that it was started with, bytes */
 	__u32 registered_name; /* offset into RegProc, bytes */
 	__u32 map_subtag; /* type in the header word of a map; 0 if it is unknown */
-	__u64 am_initial_call; /* atoms by which the origin of a crash is found, eterm */
-	__u64 am_line; /* the same, eterm */
-	__u64 am_struct; /* the same, eterm */
 	__u32 process_hend; /* one more offset into struct process, bytes */
 	__u32 mark_frames; /* MARK_FRAMES_* */
 	__u32 mark_in_register; /* 1 if the hook of mark_function lies where the id is in rdi, and the process in r13 only */
 	__u32 padding; /* named, so that it is zero */
 };
 
-/* The process that loaded programs observe. It changes when programs are reused, so it is not a constant. */
+/* The process that loaded programs observe. It changes when programs are reused, so it is not a constant. An atom of 0 is unknown. */
 struct target {
 	__u64 base; /* added to an address of its file, address */
+	__u64 am_normal; /* atoms that classify an exit reason, eterm */
+	__u64 am_shutdown; /* the same, eterm */
+	__u64 am_killed; /* the same, eterm */
+	__u64 am_gen_call; /* atoms that give the form of a message, eterm */
+	__u64 am_gen_cast; /* the same, eterm */
+	__u64 am_system; /* the same, eterm */
+	__u64 am_alias; /* the same, eterm */
+	__u64 am_down; /* the same, eterm */
+	__u64 am_initial_call; /* atoms by which the origin of a crash is found, eterm */
+	__u64 am_line; /* the same, eterm */
+	__u64 am_struct; /* the same, eterm */
 	__u32 tgid; /* its pid, in the pid namespace of the observer */
 	__u32 padding; /* named, so that it is zero */
 };

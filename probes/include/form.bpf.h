@@ -65,7 +65,7 @@ static __always_inline __u64 tag_of(enum kind kind, __u64 term)
 		return 0;
 	if (is_list(cell[0]) && !read_words(kind, cell[0], cell, sizeof(cell)))
 		return 0;
-	return cell[0] == settings.am_alias ? reference_of(kind, cell[1]) : 0;
+	return cell[0] == target.am_alias ? reference_of(kind, cell[1]) : 0;
 }
 
 static __always_inline __u64 form(enum form what, __u64 reference)
@@ -85,7 +85,7 @@ static __noinline __u64 form_of_term(enum kind kind, __u64 term)
 		return 0;
 	switch (words[0]) {
 	case 3 << 6:
-		if (words[1] != settings.am_gen_call && words[1] != settings.am_system)
+		if (words[1] != target.am_gen_call && words[1] != target.am_system)
 			return form(FORM_INFO, 0);
 		if (!read_words(kind, term, words, sizeof(words)) || !is_boxed(words[2]) ||
 		    !read_words(kind, words[2], from, sizeof(from)) || from[0] != tuple_header(2))
@@ -93,12 +93,12 @@ static __noinline __u64 form_of_term(enum kind kind, __u64 term)
 		reference = tag_of(kind, from[2]);
 		return reference ? form(FORM_CALL, reference) : form(FORM_INFO, 0);
 	case 2 << 6:
-		if (words[1] == settings.am_gen_cast)
+		if (words[1] == target.am_gen_cast)
 			return form(FORM_CAST, 0);
 		reference = tag_of(kind, words[1]);
 		return reference ? form(FORM_REPLY, reference) : form(FORM_INFO, 0);
 	case 5 << 6:
-		if (words[1] != settings.am_down)
+		if (words[1] != target.am_down)
 			return form(FORM_INFO, 0);
 		if (!read_words(kind, term, words, 3 * sizeof(*words)))
 			return 0;
@@ -112,7 +112,7 @@ static __noinline __u64 form_of_term(enum kind kind, __u64 term)
 /* The same where records are made and the atoms are known, otherwise 0. */
 static __always_inline __u64 form_of(enum kind kind, __u64 term)
 {
-	if (!term || !settings.am_gen_call || !is_streamed(kind))
+	if (!term || !is_streamed(kind) || !target.am_gen_call)
 		return 0;
 	return form_of_term(kind, term);
 }

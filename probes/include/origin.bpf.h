@@ -34,13 +34,13 @@ static __noinline __u64 struct_name(__u64 term)
 	__u64 map[3] = {}, key = 0, value = 0;
 	__u64 base = (__u64)untag(term);
 
-	if (cannot_read(map, sizeof(map), term) || !settings.map_subtag || !settings.am_struct ||
+	if (cannot_read(map, sizeof(map), term) || !settings.map_subtag || !target.am_struct ||
 	    header_subtag(map[0]) != settings.map_subtag || !is_flatmap_header(map[0]))
 		return 0;
 	for (__u32 i = 0; i < STRUCT_KEYS; i++) {
 		if (i >= map[1] || cannot_read(&key, sizeof(key), (map[2] & ~7ULL) + 8 + i * 8ULL))
 			return 0;
-		if (key != settings.am_struct)
+		if (key != target.am_struct)
 			continue;
 		if (cannot_read(&value, sizeof(value), base + 24 + i * 8ULL))
 			return 0;
@@ -72,7 +72,7 @@ static __noinline __u32 line_of(__u64 list)
 		if (!is_list(list) || cannot_read(cell, sizeof(cell), list) || !is_boxed(cell[0]) ||
 		    cannot_read(pair, sizeof(pair), cell[0]))
 			return 0;
-		if (pair[0] == tuple_header(2) && pair[1] == settings.am_line)
+		if (pair[0] == tuple_header(2) && pair[1] == target.am_line)
 			return is_small(pair[2]) ? pair[2] >> 4 : 0;
 		list = cell[1];
 	}
@@ -92,7 +92,7 @@ static __noinline void find_crash(__u64 trace, struct origin *origin)
 		    !is_boxed(cell[0]) || cannot_read(entry, sizeof(entry), cell[0]) ||
 		    entry[0] != tuple_header(4) || !is_atom(entry[1]) || !is_atom(entry[2]))
 			return;
-		line = settings.am_line ? line_of(entry[4]) : 0;
+		line = target.am_line ? line_of(entry[4]) : 0;
 		if (line || !i) {
 			origin->module = entry[1] >> 6;
 			origin->function = entry[2] >> 6;
@@ -110,7 +110,7 @@ static __always_inline bool take_initial(__u64 term, struct origin *origin)
 	__u64 pair[3] = {}, call[4] = {};
 
 	if (!is_boxed(term) || cannot_read(pair, sizeof(pair), term) ||
-	    pair[0] != tuple_header(2) || pair[1] != settings.am_initial_call)
+	    pair[0] != tuple_header(2) || pair[1] != target.am_initial_call)
 		return false;
 	if (!is_boxed(pair[2]) || cannot_read(call, sizeof(call), pair[2]) ||
 	    call[0] != tuple_header(3) || !is_atom(call[1]) || !is_atom(call[2]))
@@ -127,9 +127,9 @@ static __always_inline void find_initial_call(__u64 process, struct origin *orig
 	__u64 table = vm_field(KIND_EXIT, process, settings.process_dictionary), term = 0;
 	__u32 head[2] = {}, index;
 
-	if (!table || !settings.am_initial_call || cannot_read(head, sizeof(head), table))
+	if (!table || !target.am_initial_call || cannot_read(head, sizeof(head), table))
 		return;
-	index = (__u32)(settings.am_initial_call >> 6) & head[0];
+	index = (__u32)(target.am_initial_call >> 6) & head[0];
 	if (index >= head[1])
 		index &= head[0] >> 1;
 	if (cannot_read(&term, sizeof(term), table + 24 + index * 8ULL))

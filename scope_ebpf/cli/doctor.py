@@ -88,7 +88,7 @@ def _asked(arguments: argparse.Namespace) -> Target | None:
 def _examine(target: Target) -> ExaminedVm:
     """The target and the state of each event's hooks, by both attach methods."""
     hidden = resolve(target)
-    settings, refused = kernel_constants(target)
+    settings, _, refused = kernel_constants(target)
     chosen, *plans = (
         within_reach(
             explained(

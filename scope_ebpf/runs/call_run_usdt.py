@@ -178,5 +178,5 @@ def _session(target: Target, *, returns: bool) -> Session:
     plan = Plan((Item("call", "usdt", hook, sites, ""),))
     settings = np.zeros((), events.SETTINGS)
     settings["streamed"] = 1
-    planned = Planned(plan, settings, (), addresses_of(target, plan))
+    planned = Planned(plan, settings, None, (), addresses_of(target, plan))
     return open_session(target, planned, flavor=target.flavor)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -52,16 +52,15 @@ _OFFSETS = {
 _SENDERS = {"25": 32, "27": 32}
 #: By program: the VM makes these atoms when it starts, in an order of its build.
 _indices: WeakKeyDictionary[Binary, dict[str, int | None]] = WeakKeyDictionary()
-#: Atoms that give the form of a message: some of them are made when modules are loaded.
-FORM_ATOMS = {
+#: The atoms that programs compare terms with, by field of ``events.TARGET``: those that give the
+#: form of a message, those that classify an exit reason, those by which the origin of a crash is
+#: found. Some are made when modules are loaded, so their indices differ from VM to VM.
+_ATOMS = {
     "am_gen_call": "$gen_call",
     "am_gen_cast": "$gen_cast",
     "am_system": "system",
     "am_alias": "alias",
     "am_down": "DOWN",
-}
-#: Atoms that classify an exit reason, and those by which the origin of a crash is found.
-_EXIT_ATOMS = {
     "am_normal": "normal",
     "am_shutdown": "shutdown",
     "am_killed": "killed",
@@ -69,17 +68,25 @@ _EXIT_ATOMS = {
     "am_line": "line",
     "am_struct": "__struct__",
 }
-_ATOMS = _EXIT_ATOMS | FORM_ATOMS
 
 
-def kernel_constants(target: Target) -> tuple[NDArray[np.void], list[str]]:
+class Constants(NamedTuple):
     """
-    The settings for *target*, one ``events.SETTINGS``, and reasons for those that are unknown.
+    What programs must know of a target; 0 is unknown to them.
 
-    ``streamed`` is 0 and the pid namespace is unset. An unknown setting
-    stays 0, which the programs take for unknown.
+    ``settings`` are one ``events.SETTINGS``, without ``streamed`` and the pid namespace; ``atoms``
+    one ``events.TARGET`` of which only the atoms are set; ``refused`` the reasons for what is
+    unknown.
     """
-    settings = np.zeros((), events.SETTINGS)
+
+    settings: NDArray[np.void]
+    atoms: NDArray[np.void]
+    refused: list[str]
+
+
+def kernel_constants(target: Target) -> Constants:
+    """What programs must know of *target*, read from its memory."""
+    settings, atoms = np.zeros((), events.SETTINGS), np.zeros((), events.TARGET)
     settings["slow_call_ns"] = SLOW_CALL_NS
     send = target.binary.symbol("erts_dsig_send")
     if send:
@@ -94,10 +101,10 @@ def kernel_constants(target: Target) -> tuple[NDArray[np.void], list[str]]:
             refused.append(str(error))
     try:
         for name, index in _atoms(target).items():
-            settings[name] = 0 if index is None else index << 6 | ATOM_TAG
+            atoms[name] = 0 if index is None else index << 6 | ATOM_TAG
     except ReadRefusedError as error:
         refused.append(str(error))
-    return settings, list(dict.fromkeys(refused))
+    return Constants(settings, atoms, list(dict.fromkeys(refused)))
 
 
 def _process_offsets(target: Target) -> dict[str, int]:
@@ -135,15 +142,15 @@ def _offsets(target: Target, wanted: str) -> dict[str, int]:
 
 def _atoms(target: Target) -> dict[str, int | None]:
     """The index of each atom by its setting, looked up where another VM of this program has it."""
-    atoms, indices = Atoms(target), _indices.setdefault(target.binary, {})
-    texts = atoms.texts(index for index in indices.values() if index is not None)
+    table, indices = Atoms(target), _indices.setdefault(target.binary, {})
+    texts = table.texts(index for index in indices.values() if index is not None)
     moved = {
         name: text
         for name, text in _ATOMS.items()
         if (index := indices.get(name)) is None or texts[index] != text
     }
     if moved:
-        found = atoms.indices(moved.values())
+        found = table.indices(moved.values())
         indices.update({name: found.get(text) for name, text in moved.items()})
     return dict(indices)
 

@@ -65,7 +65,7 @@ class GovernedSession(Closing):
     """
     The programs of *plan*, loaded for the process of *identity*, with no hook attached at first.
 
-    A context manager. *base*, *settings* and *addresses* are as for
+    A context manager. *base*, *settings*, *atoms* and *addresses* are as for
     :class:`~scope_ebpf.kernel.observers.session.Session`. *attacher* holds the hooks and *pool*
     keeps programs for the next session; both are shared by all sessions of a process. Without
     *pool*, closing waits until the last hook is out.
@@ -82,10 +82,13 @@ class GovernedSession(Closing):
         *,
         attacher: Attacher,
         pool: ProgramPool | None = None,
+        atoms: NDArray[np.void] | None = None,
         addresses: dict[str, int] | None = None,
     ) -> None:
         names = allowlist.names("jit")
-        self._loaded = LoadedPlan(plan, identity, base, settings, names=names, addresses=addresses)
+        self._loaded = LoadedPlan(
+            plan, identity, base, settings, names=names, atoms=atoms, addresses=addresses
+        )
         self.failures: list[Failure] = []
         self._attacher, self._pool = attacher, pool
         self._items = {item.event: item for item in plan.items if item.attachments}

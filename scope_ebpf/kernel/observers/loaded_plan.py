@@ -79,9 +79,10 @@ class LoadedPlan:
     """
     The programs of *plan*, from :meth:`load` to :meth:`close`, for the process of *identity*.
 
-    *base* is the load address of its file, *settings* one ``events.SETTINGS``, *addresses* the
-    value of each symbol that USDT arguments name. *multi* forces or forbids uprobe_multi links.
-    HostError if the plan has a hook that is not in *names*.
+    *base* is the load address of its file, *settings* one ``events.SETTINGS``, *atoms* one
+    ``events.TARGET`` with its atoms, *addresses* the value of each symbol that USDT
+    arguments name. *multi* forces or forbids uprobe_multi links. HostError if the plan
+    has a hook that is not in *names*.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class LoadedPlan:
         settings: NDArray[np.void],
         *,
         names: Collection[str],
+        atoms: NDArray[np.void] | None = None,
         addresses: dict[str, int] | None = None,
         ring_bytes: int = 4096,
         multi: bool | None = None,
@@ -102,6 +104,7 @@ class LoadedPlan:
         self.plan = plan
         self._identity = identity
         self._base = base
+        self._atoms = np.zeros((), events.TARGET) if atoms is None else atoms
         self._addresses = addresses or {}
         self._ring_bytes = ring_bytes
         self._multi = has_multi() if multi is None else multi
@@ -114,7 +117,9 @@ class LoadedPlan:
         """Let *load* give the programs; raises as ``build_of`` and :class:`Programs` do."""
         build = build_of(self.plan, self._settings, self._ring_bytes, multi=self._multi)
         self._programs = load(build)
-        self._programs.set_target(self._identity.pid, self._base)
+        target = self._atoms.copy()
+        target["base"], target["tgid"] = self._base, self._identity.pid
+        self._programs.set_target(target)
 
     @property
     def programs(self) -> Programs:

@@ -10,8 +10,6 @@ from collections import deque
 from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from scope_ebpf import events
 from scope_ebpf.errors import NothingToAttachError
 from scope_ebpf.kernel.attach.uprobes import TRACE_UPROBE_MULTI
@@ -23,6 +21,7 @@ from scope_ebpf.kernel.interrupts import held_back
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from scope_ebpf.attach.plan import Plan
@@ -127,10 +126,8 @@ class Programs:
         """A map of the first object, with its types."""
         return self._first.map(name, key, value)
 
-    def set_target(self, pid: int, base: int) -> None:
-        """Let every program observe process *pid*, whose file is loaded at address *base*."""
-        target = np.zeros((), events.TARGET)
-        target["tgid"], target["base"] = pid, base
+    def set_target(self, target: NDArray[np.void]) -> None:
+        """Let every program observe *target*, one ``events.TARGET``."""
         for owner in self.objects.values():
             owner.variables(events.TARGET)[0] = target
 

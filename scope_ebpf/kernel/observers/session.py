@@ -43,10 +43,11 @@ class Session(Closing):
     entering it raises NothingToAttachError.
 
     *base* is the load address of the target, *settings* one ``events.SETTINGS`` with ``streamed``
-    set, *addresses* the value of each symbol that USDT arguments name. *flavor* is the target's;
-    the function probes are attached to an interpreter only. *names* are what may be attached to, if
-    not the list of ``allowlist``; *multi* forces or forbids uprobe_multi links; *attacher* may be
-    one that others use too; *attaching* is called when all is loaded and no hook is attached.
+    set, *atoms* one ``events.TARGET`` with the target's atoms, *addresses* the value of
+    each symbol that USDT arguments name. *flavor* is the target's; the function probes are
+    attached to an interpreter only. *names* are what may be attached to, if not the list of
+    ``allowlist``; *multi* forces or forbids uprobe_multi links; *attacher* may be one that others
+    use too; *attaching* is called when all is loaded and no hook is attached.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Session(Closing):
         base: int,
         settings: NDArray[np.void],
         *,
+        atoms: NDArray[np.void] | None = None,
         addresses: dict[str, int] | None = None,
         flavor: str = "jit",
         ring_bytes: int = DEFAULT_RING_BYTES,
@@ -70,6 +72,7 @@ class Session(Closing):
             base,
             settings,
             names=allowlist.names(flavor) if names is None else names,
+            atoms=atoms,
             addresses=addresses,
             ring_bytes=ring_bytes if int(settings["streamed"]) else _EMPTY_RING_BYTES,
             multi=multi,
