@@ -404,11 +404,13 @@ def test_a_capture_has_every_call(recorded):
         for call in (*ended, *calls.running())
         if not contents.marked[call.function].startswith("counted:calls")
     )
+    # Where a stripped build hides exits, the end of a process is not seen.
+    exits = any(item.event == "exit" and item.attachments for item in contents.head.plan.items)
     kinds = sum(KINDS.values()) + 1
     planted = {
         ("init/1", "returned"): 48,
         ("handle_call/3", "returned"): kinds,
-        ("handle_call/3", "failed"): 24,
+        ("handle_call/3", "failed" if exits else "running"): 24,
         ("handle_cast/2", "returned"): 1777,
         ("handle_cast/2", "running"): 1,
         ("handle_info/2", "returned"): 23,
