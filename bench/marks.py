@@ -60,6 +60,8 @@ INSTALLED = (
     *EJABBERD,
 )
 HOST = "stock25"
+#: Seconds that thousands of files take on a busy machine.
+_LONG = 3600
 #: Two-sided 95 % quantiles of Student's t, by degrees of freedom.
 T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
@@ -78,7 +80,9 @@ def corpus(options: argparse.Namespace) -> bool:
     folders = [str(folder) for folder in options.folders or INSTALLED if folder.is_dir()]
     good = True
     for profile in ("callbacks", "all"):
-        found = erl(HOST, compiled(HOST), "-run", "corpus", "main", profile, *folders)
+        found = erl(
+            HOST, compiled(HOST), "-run", "corpus", "main", profile, *folders, timeout=_LONG
+        )
         totals = terms(found)
         good &= totals["failed"] == 0
         print(found.strip() if totals["failed"] else f"corpus {profile}: {totals}", flush=True)
@@ -93,7 +97,9 @@ def fuzz(options: argparse.Namespace) -> bool:
     files += [
         str(next((OTP / "lib").glob(f"stdlib-*/ebin/{x}.beam"))) for x in ("gen_server", "maps")
     ]
-    found = erl(HOST, compiled(HOST), "-run", "fuzz", "main", "0", str(options.cases), *files)
+    found = erl(
+        HOST, compiled(HOST), "-run", "fuzz", "main", "0", str(options.cases), *files, timeout=_LONG
+    )
     print(f"fuzz: {terms(found)}", flush=True)
     return terms(found)["failed"] == 0
 

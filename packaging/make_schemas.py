@@ -84,7 +84,7 @@ RECORDS: dict[str, tuple[type, ...]] = {
 _TEXT, _WHOLE, _NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
 #: Of a field of an event, by its unit; of one without a unit, by its type in the record.
 _UNITS = {"ns": _NUMBER, "words": _WHOLE} | dict.fromkeys(
-    ("eterm", "atom", "atom_index", "loss", "remote"), _TEXT
+    ("eterm", "atom", "atom_index", "loss", "remote", "mark"), _TEXT
 )
 #: A field of a user's probe.
 _ANY = {"type": ["string", "number", "boolean", "null"]}
@@ -206,8 +206,8 @@ def _event(kind: events.Kind) -> Schema:
                 fields[label] = {"enum": [None, *events.FORMS[1:]]}
                 fields["reference"] = _or_null(_WHOLE) | {"description": "Of its call."}
     required = [name for name in fields if name != "who"]
-    if kind.name == "long_call":
-        for _, label, _ in CALLED:
+    for address, label, _ in CALLED:
+        if address in (dtype.names or ()):
             fields[label] = _or_null(_TEXT) | {"description": "Missing where names are not read."}
     return {
         "description": kind.doc,
@@ -227,6 +227,7 @@ def _event_field(kind: events.Kind, name: str, form: str) -> tuple[str, Schema]:
         "atom",
         "atom_index",
         "loss",
+        "mark",
     ) else schema
 
 

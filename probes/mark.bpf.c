@@ -20,16 +20,11 @@
 #include "build.h"
 #include "captures.bpf.h"
 #include "events.generated.h"
+#include "marker.bpf.h"
 #include "terms.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
-#define SMALL_TAG   15
-#define KIND_ENTRY  1
-#define KIND_RETURN 2
-#define KIND_CAUGHT 3
-#define KIND_CATCH  4
-#define KIND_TAIL   5
 /* Of a slot of an open call. */
 #define IS_CALLBACK (1U << 31)
 
@@ -145,55 +140,8 @@ static __always_inline struct mark_stats *stats_of(__u32 slot)
 	return bpf_map_lookup_elem(&mark_stats, &slot);
 }
 
-/* The frame of a marked function; the addresses are 0 where they are not known. */
-struct frame {
-	__u64 depth;  /* bytes of stack above it: the same at each marker of one call */
-	__u64 code;   /* behind the marker */
-	__u64 caller; /* where the function returns to */
-};
-
-/* Read the frame of a function whose marker is hit, from a stack that begins at *sp* and ends at
- * *hend*; with *entry* the addresses as well. False if it has another layout than is known.
- *
- * Without frame pointers the first word is where the marker returns to. The second one, at an
- * entry, is where the function returns to, and at a return the frame is given back. With frame
- * pointers (ERTS_FRAME_LAYOUT_FP_RA) the first word is that of the function, which points into the
- * stack; at an entry it points behind the two words of the marker. The frame is there until the
- * function returns. (emit_i_test_yield, emit_deallocate and emit_i_bif_body_shared in
- * erts/emulator/beam/jit/x86, OTP 25.2.3, 27.3.4 and 29.1.) */
-static __always_inline bool read_frame(struct frame *frame, __u64 sp, __u64 hend, bool entry)
-{
-	__u64 words[2] = {};
-	bool linked;
-
-	frame->depth = hend - sp;
-	if (!entry && settings.frames == MARK_FRAMES_RETURN)
-		return true;
-	if (bpf_probe_read_user(words, sizeof(words), (void *)sp)) {
-		count(MARKS_UNREADABLE);
-		return false;
-	}
-	linked = words[0] > sp && words[0] < hend;
-	if (settings.frames == (linked ? MARK_FRAMES_RETURN : MARK_FRAMES_LINKED)) {
-		count(MARKS_UNREADABLE);
-		return false;
-	}
-	if (linked)
-		frame->depth = hend - words[0];
-	if (!entry || (linked && words[0] != sp + sizeof(words)))
-		return true;
-	frame->code = linked ? words[1] : words[0];
-	frame->caller = words[1];
-	if (linked && bpf_probe_read_user(&frame->caller, sizeof(frame->caller),
-					  (void *)(words[0] + sizeof(__u64)))) {
-		frame->caller = 0;
-		count(MARKS_UNREADABLE);
-	}
-	return true;
-}
-
 /* Tell the end of a call of which nothing can be copied. */
-static __noinline int tell_end(__u64 process, __u64 began_ns, __u32 slot)
+__noinline int tell_end(__u64 process, __u64 began_ns, __u32 slot)
 {
 	struct mark_end *end;
 
@@ -214,8 +162,8 @@ static __noinline int tell_end(__u64 process, __u64 began_ns, __u32 slot)
 }
 
 /* Tell what *end* says, with *arity* terms at *registers*, in the *frame* of its function. */
-static __noinline int tell(const struct mark_end *end, __u64 id, const struct frame *frame,
-			   __u64 registers, __u32 arity)
+__noinline int tell(const struct mark_end *end, __u64 id, const struct frame *frame,
+		    __u64 registers, __u32 arity)
 {
 	struct mark_call *call = bpf_ringbuf_reserve(&mark_ring, sizeof(*call), 0);
 
@@ -412,7 +360,7 @@ static __always_inline void forget(__u64 address, const struct mark_process *pro
 
 /* A hit of a handler, or of a function that is not watched: its trap is within the open calls of
  * the process. An exception that a handler caught has ended those that are deeper. */
-static __noinline int pass(__u64 address, __u64 sp, __u64 kind)
+__noinline int pass(__u64 address, __u64 sp, __u64 kind)
 {
 	struct mark_process *process = bpf_map_lookup_elem(&mark_processes, &address);
 	struct frame frame = {};
@@ -428,8 +376,12 @@ static __noinline int pass(__u64 address, __u64 sp, __u64 kind)
 	if (process->id != id)
 		return 0; /* the next hit that is watched finds out what became of those calls */
 	process->hits += 1;
-	if ((kind == KIND_CAUGHT || kind == KIND_CATCH) && read_frame(&frame, sp, hend, false))
-		unwind(process, frame.depth);
+	if (kind == MARKER_CAUGHT || kind == MARKER_CATCH) {
+		if (read_frame(&frame, sp, hend, false, settings.frames))
+			unwind(process, frame.depth);
+		else
+			count(MARKS_UNREADABLE);
+	}
 	forget(address, process);
 	return 0;
 }
@@ -438,15 +390,10 @@ static __noinline int pass(__u64 address, __u64 sp, __u64 kind)
 static __always_inline void count_tag(__u32 slot, enum mark_way way, __u64 registers)
 {
 	struct mark_tag key = {.slot = slot, .way = way};
-	__u64 term = 0, words[2] = {}, one = 1, *total;
+	__u64 one = 1, *total;
 
-	if (bpf_probe_read_user(&term, sizeof(term), (void *)registers))
+	if (!read_tag(&key.atom, registers))
 		count(MARKS_UNREADABLE);
-	else if (is_atom(term))
-		key.atom = term;
-	else if (is_boxed(term) && !bpf_probe_read_user(words, sizeof(words), untag(term)) &&
-		 is_tuple_header(words[0]) && tuple_arity(words[0]) && is_atom(words[1]))
-		key.atom = words[1];
 	total = bpf_map_lookup_elem(&mark_tags, &key);
 	if (!total) {
 		if (!bpf_map_update_elem(&mark_tags, &key, &one, BPF_NOEXIST))
@@ -483,29 +430,31 @@ static __always_inline int hit(struct pt_regs *ctx, __u64 address, __u64 argumen
 		return 0;
 	if (arguments && bpf_probe_read_user(&term, sizeof(term), (void *)arguments))
 		term = 0;
-	kind = (term & 15) == SMALL_TAG ? term >> 4 & 63 : 0;
-	term >>= 10;
+	kind = marker_kind(term);
+	term = marker_id(term);
 	/* Handlers have markers of callbacks in every function: they do not show its class. */
-	if (kind == KIND_CAUGHT || kind == KIND_CATCH)
+	if (kind == MARKER_CAUGHT || kind == MARKER_CATCH)
 		function = bpf_map_lookup_elem(&mark_ids, &term);
 	else
 		function = kind ? function_of(term, class) : NULL;
 	if (!function)
 		count(MARKS_UNKNOWN);
-	if (!function || kind == KIND_CAUGHT || kind == KIND_CATCH)
+	if (!function || kind == MARKER_CAUGHT || kind == MARKER_CATCH)
 		return pass(address, sp, kind);
 	if (bpf_probe_read_user(&hend, sizeof(hend), (void *)address + settings.process_hend) ||
 	    bpf_probe_read_user(&id, sizeof(id), (void *)address + settings.process_id)) {
 		count(MARKS_UNREADABLE);
 		return 0;
 	}
-	if (!read_frame(&frame, sp, hend, kind == KIND_ENTRY))
+	if (!read_frame(&frame, sp, hend, kind == MARKER_ENTRY, settings.frames)) {
+		count(MARKS_UNREADABLE);
 		return 0;
-	process = process_of(address, id, kind == KIND_ENTRY);
+	}
+	process = process_of(address, id, kind == MARKER_ENTRY);
 	slot = function->slot | class;
 	struct mark_end end = {.time_ns = now, .process = id, .slot = slot};
 	switch (kind) {
-	case KIND_ENTRY:
+	case MARKER_ENTRY:
 		end.line = enter(process, slot, frame.depth, now) ? LINE_ENTERED : LINE_UNFOLLOWED;
 		end.began_ns = now;
 		if (function->slot)
@@ -513,20 +462,20 @@ static __always_inline int hit(struct pt_regs *ctx, __u64 address, __u64 argumen
 		if (function->tagged && function->slot)
 			count_tag(function->slot, WAY_TAG, registers);
 		break;
-	case KIND_RETURN:
+	case MARKER_RETURN:
 		end.line = LINE_RETURNED;
 		end.began_ns = leave(process, slot, frame.depth, now);
 		if (function->tagged && function->slot)
 			count_tag(function->slot, WAY_RESULT, registers);
 		break;
-	case KIND_TAIL:
+	case MARKER_TAIL:
 		end.line = LINE_HANDED;
 		end.began_ns = leave(process, slot, frame.depth, now);
 		break;
 	}
 	if (settings.stream && end.line)
 		tell(&end, term, &frame, registers,
-		     kind == KIND_ENTRY ? function->arity : kind == KIND_RETURN);
+		     kind == MARKER_ENTRY ? function->arity : kind == MARKER_RETURN);
 	forget(address, process);
 	return 0;
 }

@@ -116,6 +116,8 @@ KINDS = {
     'dist_out': Kind(15, 'dist_out', 'A packet for another node was made ready for its connection; process is the sender of what is in it.', classes=('other', 'message', 'monitor', 'link', 'exit', 'spawn', 'fragment'), units={'peer': 'atom', 'receiver': 'remote', 'size': 'bytes'}, absent={'peer': 0, 'receiver': 0, 'check': 0}),
     'dist_in': Kind(16, 'dist_in', 'A packet of another node came in.', classes=('packet', 'tick'), counted='packet', units={'peer': 'atom', 'size': 'bytes'}, absent={'peer': 0, 'check': 0}),
     'dist_down': Kind(17, 'dist_down', 'The connection to another node was lost or closed.', units={'peer': 'atom', 'reason': 'loss'}, absent={'peer': 0, 'reason': 0}),
+    'mark_callback': Kind(18, 'mark_callback', 'A marker of a callback was passed, in code that scope-mark has marked, or one of an exception handler.', classes=('entry', 'return', 'caught', 'catch', 'tail'), counted='entry', units={'function': 'mark', 'depth': 'bytes', 'caller': 'address', 'tag': 'eterm'}, absent={'caller': 0, 'tag': 0}),
+    'mark_function': Kind(19, 'mark_function', 'A marker of a function that is no callback was passed, in code that scope-mark has marked with the profile all.', classes=('entry', 'return'), counted='entry', units={'function': 'mark', 'depth': 'bytes', 'caller': 'address', 'tag': 'eterm'}, absent={'caller': 0, 'tag': 0}),
 }
 
 FLAG_TEXT_PID = 1  # process, and any other pid of the record, is number | serial << 32, read from a USDT text
@@ -253,7 +255,7 @@ ARGUMENT_REGISTER = 2
 ARGUMENT_MEMORY = 3
 ARGUMENT_ABSOLUTE = 4
 
-PROGRAMS = ('spawn_entry', 'spawn_return', 'spawn_usdt', 'exit_entry', 'exit_usdt', 'hibernate_entry', 'hibernate_usdt', 'send_local', 'send_alias', 'send_remote', 'send_remote_name', 'send_usdt', 'receive_entry', 'receive_usdt', 'schedule_in', 'schedule_out', 'schedule_in_usdt', 'schedule_out_usdt', 'gc_entry', 'gc_return', 'gc_hibernate_return', 'gc_start_usdt', 'gc_minor_end_usdt', 'gc_major_end_usdt', 'port_open_entry', 'port_open_return', 'port_open_usdt', 'port_close_entry', 'port_close_usdt', 'port_busy_entry', 'port_busy_usdt', 'port_not_busy_usdt', 'dist_busy_entry', 'dist_resume', 'dist_output_port', 'dist_output_process', 'dist_output_usdt', 'code_load_entry', 'code_load_return', 'nif_entry', 'call_return', 'bif_entry', 'dirty_nif_entry', 'dirty_bif_entry', 'switched', 'woken', 'dist_packet_out', 'dist_packet_in', 'dist_node_down')
+PROGRAMS = ('spawn_entry', 'spawn_return', 'spawn_usdt', 'exit_entry', 'exit_usdt', 'hibernate_entry', 'hibernate_usdt', 'send_local', 'send_alias', 'send_remote', 'send_remote_name', 'send_usdt', 'receive_entry', 'receive_usdt', 'schedule_in', 'schedule_out', 'schedule_in_usdt', 'schedule_out_usdt', 'gc_entry', 'gc_return', 'gc_hibernate_return', 'gc_start_usdt', 'gc_minor_end_usdt', 'gc_major_end_usdt', 'port_open_entry', 'port_open_return', 'port_open_usdt', 'port_close_entry', 'port_close_usdt', 'port_busy_entry', 'port_busy_usdt', 'port_not_busy_usdt', 'dist_busy_entry', 'dist_resume', 'dist_output_port', 'dist_output_process', 'dist_output_usdt', 'code_load_entry', 'code_load_return', 'nif_entry', 'call_return', 'bif_entry', 'dirty_nif_entry', 'dirty_bif_entry', 'switched', 'woken', 'dist_packet_out', 'dist_packet_in', 'dist_node_down', 'marked_callback', 'marked_function')
 
 #: What every record in the ring starts with: the kernel's header and ours.
 _HEAD = (
@@ -393,6 +395,20 @@ RECORDS = {
     ("reason", "<u8"),
     ("reserved", "<u8", (2,)),
 ]),
+    'mark_callback': np.dtype([
+    *_HEAD,
+    ("function", "<u8"),
+    ("depth", "<u8"),
+    ("caller", "<u8"),
+    ("tag", "<u8"),
+]),
+    'mark_function': np.dtype([
+    *_HEAD,
+    ("function", "<u8"),
+    ("depth", "<u8"),
+    ("caller", "<u8"),
+    ("tag", "<u8"),
+]),
 }
 
 #: Set once before the programs are loaded; constants to the verifier. An offset of 0 is unknown.
@@ -429,6 +445,10 @@ SETTINGS = np.dtype([
     ("map_subtag", "<u4"),
     ("shortest_ns", "<u8"),
     ("filtered", "<u8"),
+    ("process_hend", "<u4"),
+    ("mark_frames", "<u4"),
+    ("mark_in_register", "<u4"),
+    ("padding", "<u4"),
 ])
 
 #: The process that loaded programs observe. It changes when programs are reused, so it is not a constant. An atom of 0 is unknown.
@@ -1101,6 +1121,12 @@ VARIANTS = (
     Variant('dist_down', 'symbol', 'dist', needs=('dist_sysname',), hooks=(
         Hook('dist_node_down', 'erts_do_net_exits'),
     )),
+    Variant('mark_callback', 'symbol', 'marked', flavor='jit', on_request='a hit for each call of marked code, for `record`; `marks` keeps within a budget', needs=('process_hend',), hooks=(
+        Hook('marked_callback', 'ets_is_compiled_ms_1'),
+    )),
+    Variant('mark_function', 'symbol', 'marked', flavor='jit', on_request='a hit for each call of marked code, for `record`; `marks` keeps within a budget', needs=('process_hend',), hooks=(
+        Hook('marked_function', 'erts_internal_cmp_term_2'),
+    )),
 )
 
 UNAVAILABLE = (
@@ -1114,6 +1140,10 @@ UNAVAILABLE = (
     Unavailable('dist_out', 'usdt', 'OTP has no USDT probe for single packets'),
     Unavailable('dist_in', 'usdt', 'OTP has no USDT probe for single packets'),
     Unavailable('dist_down', 'usdt', "OTP's USDT probes do not carry the reason"),
+    Unavailable('mark_callback', 'usdt', 'a marker is a call of a BIF'),
+    Unavailable('mark_callback', 'symbol', 'the interpreter keeps registers elsewhere', flavor='emu'),
+    Unavailable('mark_function', 'usdt', 'a marker is a call of a BIF'),
+    Unavailable('mark_function', 'symbol', 'the interpreter keeps registers elsewhere', flavor='emu'),
 )
 
 #: The only USDT probes that may ever be attached.

@@ -66,7 +66,12 @@ def plan_target(target: Target, wanted: tuple[str, ...], via: Via = "auto") -> P
     """
     hidden = resolve(target)
     settings, atoms, notes = kernel_constants(target)
-    plan = within_reach(explained(_plan(target, wanted, via, known(settings)), hidden), target)
+    found = _plan(target, wanted, via, known(settings))
+    if via != "usdt" and any(item.event.startswith("mark_") for item in found.items):
+        from scope_ebpf.planning.marks import with_marks  # noqa: PLC0415 - few ask for them
+
+        found = with_marks(target, found, settings)
+    plan = within_reach(explained(found, hidden), target)
     return Planned(plan, settings, atoms, tuple(notes), addresses_of(target, plan))
 
 

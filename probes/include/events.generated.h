@@ -3,7 +3,7 @@
 #ifndef SCOPE_EVENTS_GENERATED_H
 #define SCOPE_EVENTS_GENERATED_H
 
-#define KINDS 18
+#define KINDS 20
 #define RECORD_BYTES 56
 #define CLASSES 8 /* classes of one kind; kind * CLASSES + class is the index in counters and histograms */
 #define HISTOGRAM_SLOTS 40 /* slot N counts 2^N ns up to 2^(N+1); the last is open */
@@ -61,6 +61,8 @@ enum kind {
 	KIND_DIST_OUT = 15,
 	KIND_DIST_IN = 16,
 	KIND_DIST_DOWN = 17,
+	KIND_MARK_CALLBACK = 18,
+	KIND_MARK_FUNCTION = 19,
 };
 
 enum exit_class {
@@ -125,6 +127,19 @@ enum dist_out_class {
 enum dist_in_class {
 	DIST_IN_PACKET = 0,
 	DIST_IN_TICK = 1,
+};
+
+enum mark_callback_class {
+	MARK_CALLBACK_ENTRY = 0,
+	MARK_CALLBACK_RETURN = 1,
+	MARK_CALLBACK_CAUGHT = 2,
+	MARK_CALLBACK_CATCH = 3,
+	MARK_CALLBACK_TAIL = 4,
+};
+
+enum mark_function_class {
+	MARK_FUNCTION_ENTRY = 0,
+	MARK_FUNCTION_RETURN = 1,
 };
 
 enum flags {
@@ -350,7 +365,9 @@ enum program {
 	PROGRAM_DIST_PACKET_OUT = 46,
 	PROGRAM_DIST_PACKET_IN = 47,
 	PROGRAM_DIST_NODE_DOWN = 48,
-	PROGRAMS = 49,
+	PROGRAM_MARKED_CALLBACK = 49,
+	PROGRAM_MARKED_FUNCTION = 50,
+	PROGRAMS = 51,
 };
 
 static __always_inline enum kind kind_of(enum program program)
@@ -454,6 +471,10 @@ static __always_inline enum kind kind_of(enum program program)
 		return KIND_DIST_IN;
 	case PROGRAM_DIST_NODE_DOWN:
 		return KIND_DIST_DOWN;
+	case PROGRAM_MARKED_CALLBACK:
+		return KIND_MARK_CALLBACK;
+	case PROGRAM_MARKED_FUNCTION:
+		return KIND_MARK_FUNCTION;
 	default:
 		return KINDS; /* no kind */
 	}
@@ -503,6 +524,10 @@ struct settings {
 	__u32 map_subtag; /* type in the header word of a map; 0 if it is unknown */
 	__u64 shortest_ns; /* a collection and a schedule shorter than this are not counted, ns */
 	__u64 filtered; /* 1: only what happens to processes in the map wanted counts */
+	__u32 process_hend; /* one more offset into struct process, bytes */
+	__u32 mark_frames; /* MARK_FRAMES_* */
+	__u32 mark_in_register; /* 1 if the hook of mark_function lies where the id is in rdi, and the process in r13 only */
+	__u32 padding; /* named, so that it is zero */
 };
 
 /* The process that loaded programs observe. It changes when programs are reused, so it is not a constant. An atom of 0 is unknown. */
@@ -1298,6 +1323,34 @@ struct dist_down_record {
 	__u64 reserved[2]; /* zero */
 };
 
+/* A marker of a callback was passed, in code that scope-mark has marked, or one of an exception handler. */
+struct mark_callback_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u64 function; /* which function: 52 bits of a hash of M:F/A, mark */
+	__u64 depth; /* of the stack above the function's frame; the same at each marker of one call, bytes */
+	__u64 caller; /* entry: where the function returns to, address */
+	__u64 tag; /* atom: the first argument or what was returned, or the first element of that tuple, eterm */
+};
+
+/* A marker of a function that is no callback was passed, in code that scope-mark has marked with the profile all. */
+struct mark_function_record {
+	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
+	__u16 kind; /* which record this is */
+	__u8 class; /* which class of its kind */
+	__u8 flags; /* FLAG_* bits */
+	__u32 tid; /* the OS thread it happened on */
+	__u64 process; /* the Erlang process it happened to, eterm */
+	__u64 function; /* which function: 52 bits of a hash of M:F/A, mark */
+	__u64 depth; /* of the stack above the function's frame; the same at each marker of one call, bytes */
+	__u64 caller; /* entry: where the function returns to, address */
+	__u64 tag; /* as in mark_callback, eterm */
+};
+
 /* Any record, its own fields as words. */
 struct record {
 	struct header header;
@@ -1324,6 +1377,8 @@ union any_record {
 	struct dist_out_record dist_out;
 	struct dist_in_record dist_in;
 	struct dist_down_record dist_down;
+	struct mark_callback_record mark_callback;
+	struct mark_function_record mark_function;
 };
 const union any_record *any_record __attribute__((section(".records"), used));
 

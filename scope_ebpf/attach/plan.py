@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from scope_ebpf import events
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from scope_ebpf.beam.elf import usdt
 
@@ -87,6 +87,10 @@ class Plan(NamedTuple):
     def governable(self) -> Plan:
         """The same plan without tracepoints, whose programs cannot be kept within a budget."""
         return Plan(tuple(_governable(item) for item in self.items))
+
+    def leave_out(self, events: Collection[str]) -> Plan:
+        """The same plan without those of *events* that are unavailable."""
+        return Plan(tuple(i for i in self.items if i.attachments or i.event not in events))
 
     def without(self, failures: Mapping[Attachment, str]) -> Plan:
         """The same plan without events of which a hook failed; *failures* have the reasons."""

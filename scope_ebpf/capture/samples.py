@@ -44,6 +44,8 @@ class Samples:
     atoms: dict[int, str] = field(default_factory=dict)
     #: Functions, Erlang's and native ones, by the addresses of long calls.
     addresses: dict[int, str] = field(default_factory=dict)
+    #: Marked functions by their ids.
+    marked: dict[int, str] = field(default_factory=dict)
     #: tid: role, number.
     threads: dict[int, tuple[str, int]] = field(default_factory=dict)
     #: Time in ns, and the length of each scheduler's run queue.
@@ -60,7 +62,11 @@ class Samples:
             name = Name(*(_name(part) for part in parts.row(4)))
             self._need(_ROW + _CHARACTER * sum(len(part.raw or "") for part in parts.row(4)))
             self.processes[term.whole()] = name
-        for table, texts in (("atoms", self.atoms), ("addresses", self.addresses)):
+        for table, texts in (
+            ("atoms", self.atoms),
+            ("addresses", self.addresses),
+            ("marked", self.marked),
+        ):
             for row in block.get(table, []).items(_IN_A_BLOCK):
                 word, text = row.row(2)
                 self._need(_ROW + _CHARACTER * len(text.text(_NAME)))

@@ -21,11 +21,16 @@ class CapturedTerms(TermText):
         self._atoms = _Atoms(contents.atoms)
         self._processes = contents.processes
         self._addresses = contents.addresses
+        self._marked = contents.marked
 
     def who(self, pids: list[int]) -> dict[int, str | None]:
         """The label of each process, where it was named."""
         known = self._processes
         return {pid: known[pid].who for pid in pids if pid in known}
+
+    def marked(self, number: int) -> str | None:
+        """The function with this id in its markers, ``M:F/A``, where it was named."""
+        return self._marked.get(number)
 
     def function(self, address: int) -> str | None:
         """The function that an address of Erlang code is in, ``M:F/A``, where it was named."""

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 #: Names that are kept to be written again with a ring.
 _KEPT = 1 << 17
 #: Kinds of objects with names.
-_TABLES = ("processes", "atoms", "addresses")
+_TABLES = ("processes", "atoms", "addresses", "marked")
 #: Names in one block.
 _AT_ONCE = 4096
 _COUNT = np.dtype("<u8")
 
 
 class Names:
-    """Every process, atom and address that was named, and those that are not written yet."""
+    """All names of processes, atoms, addresses and marked functions, and those not written yet."""
 
     def __init__(self) -> None:
         self._known: dict[str, dict[int, Any]] = {table: {} for table in _TABLES}
@@ -49,6 +49,10 @@ class Names:
     def address(self, address: int, text: str) -> None:
         """Add the function of an address of code, Erlang's or native."""
         self._know("addresses", address, text)
+
+    def marked(self, number: int, text: str) -> None:
+        """Add the marked function with this id."""
+        self._know("marked", number, text)
 
     def _know(self, table: str, key: int, value: Any) -> None:
         self._known[table][key] = self._fresh[table][key] = value

@@ -31,9 +31,11 @@ from scope_ebpf.runs.trace import Trace, TraceOptions
 if TYPE_CHECKING:
     from scope_ebpf.results.summary import Summary
 
+_IF_MARKED = ("mark_callback",)
 #: Events that are recorded by default: those of a trace, the threads that run them, and packets to
-#: and from other nodes, by which captures of several nodes are merged.
-RECORDED = (*DEFAULT_EVENTS, "thread", "dist_out", "dist_in")
+#: and from other nodes, by which captures of several nodes are merged; and callbacks, where code is
+#: marked.
+RECORDED = (*DEFAULT_EVENTS, "thread", "dist_out", "dist_in", *_IF_MARKED)
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _EXAMPLES = """\
 examples:
@@ -98,7 +100,15 @@ def run(arguments: argparse.Namespace) -> int:
         target = target_of(arguments)
         with alone(target.pid) as notes:
             options = _trace_options(arguments)
-            trace = Trace(target, wanted, options, streamed=True, measurement=measurement)
+            optional = _IF_MARKED if arguments.events is None else ()
+            trace = Trace(
+                target,
+                wanted,
+                options,
+                streamed=True,
+                measurement=measurement,
+                optional=optional,
+            )
             trace.notes += notes
             summary, error = record(target, trace, _record_options(arguments))
     _report(summary)

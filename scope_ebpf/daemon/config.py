@@ -85,6 +85,8 @@ class Config:
     users: dict[str, str] = field(default_factory=dict)
     #: Maximum series of the servers of one VM, by module; 0 for none.
     genservers: int = 0
+    #: Maximum number of series of the marked callbacks of one VM; 0 for none.
+    marks: int = 0
     telemetry: TelemetryConfig = TelemetryConfig()
 
     def wants(self, node: str, path: str, cgroup: str) -> bool:
@@ -274,8 +276,8 @@ def _series(value: Any, least: int, most: int) -> int:
     return series
 
 
-def _genservers(value: Any) -> int:
-    """The table ``[genservers]``: the number of its key ``series``."""
+def _only_series(value: Any) -> int:
+    """A table such as ``[genservers]``: the number of its key ``series``."""
     if not isinstance(value, dict) or value.keys() - {"series"}:
         raise ValueError("wanted is a table with the key series")
     return _series(value.get("series", 0), _LEAST_SERIES, 1000)
@@ -307,6 +309,7 @@ _KEYS: dict[str, Callable[[Any], Any]] = {
     "tls_key": str,
     "users": _users,
     "telemetry": _telemetry,
-    "genservers": _genservers,
+    "genservers": _only_series,
+    "marks": _only_series,
 }
 assert set(_KEYS) == {f.name for f in fields(Config)}  # noqa: S101 - a key without a setting is a bug

@@ -28,6 +28,7 @@ from scope_ebpf.daemon.looks.inspector import Looker
 from scope_ebpf.daemon.looks.owners import Shares
 from scope_ebpf.daemon.notify import notify, say
 from scope_ebpf.daemon.readings.findings import Findings
+from scope_ebpf.daemon.readings.marks import MarkWindows
 from scope_ebpf.daemon.readings.servers import ServerLooks
 from scope_ebpf.daemon.readings.snapshots import Snapshots
 from scope_ebpf.daemon.readings.telemetry import TelemetryLooks
@@ -64,6 +65,7 @@ class Threads(NamedTuple):
         servers: looks at their servers.
         blackbox: keeps what VMs hold that are near the limit of their memory.
         telemetry: reads what their telemetry events are called.
+        marks: counts calls of their marked callbacks.
     """
 
     snapshots: Snapshots
@@ -71,6 +73,7 @@ class Threads(NamedTuple):
     servers: ServerLooks
     blackbox: BlackBox
     telemetry: TelemetryLooks
+    marks: MarkWindows
 
 
 class Daemon:
@@ -135,6 +138,7 @@ class Daemon:
             servers=ServerLooks(*given),
             blackbox=BlackBox(*given),
             telemetry=TelemetryLooks(*given),
+            marks=MarkWindows(*given),
         )
         self._next_keep_alive = 0.0
 

@@ -22,6 +22,7 @@ from scope_ebpf.daemon.readings.process import cgroup_of, read_process, user_of
 from scope_ebpf.daemon.readings.snapshots import SnapshotResults
 from scope_ebpf.daemon.telemetry_slot import TelemetrySlot
 from scope_ebpf.metrics.findings import FindingsReading
+from scope_ebpf.metrics.marks import MarksReading
 from scope_ebpf.metrics.reading import Reading
 from scope_ebpf.metrics.servers import ServersReading
 from scope_ebpf.metrics.telemetry import TelemetryReading
@@ -53,6 +54,9 @@ class _Published:
     findings: FindingsReading = field(default_factory=FindingsReading)
     servers: ServersReading = field(default_factory=ServersReading)
     telemetry: TelemetryReading = field(default_factory=TelemetryReading)
+    marks: MarksReading = field(default_factory=MarksReading)
+    #: Seconds of the target's CPU that the hooks of marks took so far.
+    marks_spent: float = 0.0
     error: ScopeError | None = None
 
 
@@ -139,6 +143,7 @@ class Watch:
             self._threads.tick()
             others["threads"] = self._threads.spent()
         others["telemetry"] = self._telemetry.tick()
+        others["marks"] = self._published.marks_spent
         spent = self.hooks.tick(now, process.cpu_seconds, others)
         self.target.identity.check()
         self.reading = self._read(counters, process, spent)
@@ -191,6 +196,10 @@ class Watch:
     def publish_telemetry(self, found: TelemetryReading) -> None:
         """Show *found* with the next reading; called by the thread that reads telemetry."""
         self._published.telemetry = found
+
+    def publish_marks(self, found: MarksReading, spent: float) -> None:
+        """Show *found* with the next reading, which took *spent* so far; called by its thread."""
+        self._published.marks, self._published.marks_spent = found, spent
 
     def fail(self, error: ScopeError) -> None:
         """Raise *error* at the next :meth:`tick`, so that the target is dropped; for any thread."""
@@ -252,6 +261,7 @@ class Watch:
             crashes=groups.crashes,
             downs=groups.downs,
             telemetry=self._published.telemetry,
+            marks=self._published.marks,
         )
 
 

@@ -19,6 +19,7 @@ from scope_ebpf.metrics.catalogue import Series, catalogue
 from scope_ebpf.metrics.crashes import expose_crashes
 from scope_ebpf.metrics.downs import expose_downs
 from scope_ebpf.metrics.findings import expose_findings
+from scope_ebpf.metrics.marks import expose_marks
 from scope_ebpf.metrics.memory import expose_memory
 from scope_ebpf.metrics.reading import SLOTS, EventReading, Reading, sum_column
 from scope_ebpf.metrics.servers import expose_servers
@@ -75,6 +76,8 @@ def _expose_parts(page: Page, reading: Reading) -> None:
         expose_downs(page, reading.node, reading.downs)
     if reading.telemetry:
         expose_telemetry(page, reading.node, reading.telemetry)
+    if reading.marks:
+        expose_marks(page, reading.node, reading.marks)
 
 
 def _expose_field(page: Page, series: Series, reading: Reading) -> None:
@@ -263,6 +266,8 @@ def refused(reading: Reading) -> list[str]:
         names.add("servers")
     if reading.telemetry and reading.telemetry.refused:
         names.add("telemetry")
+    if reading.marks and reading.marks.refused:
+        names.add("marks")
     if reading.counters is None:
         names.add("counters")
     elif reading.counters.dirty_collections is None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scope_ebpf.metrics.crashes import CrashTotal
     from scope_ebpf.metrics.downs import DownTotal
     from scope_ebpf.metrics.findings import FindingsReading
+    from scope_ebpf.metrics.marks import MarksReading
     from scope_ebpf.metrics.servers import ServersReading
     from scope_ebpf.metrics.snapshot import SnapshotReading
     from scope_ebpf.metrics.telemetry import TelemetryReading
@@ -185,3 +186,4 @@ class Reading:
     #: None where lost connections are not observed.
     downs: tuple[DownTotal, ...] | None = None
     telemetry: TelemetryReading | None = None
+    marks: MarksReading | None = None

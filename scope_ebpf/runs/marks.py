@@ -18,17 +18,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scope_ebpf import events
-from scope_ebpf.attach.plan import Attachment
 from scope_ebpf.beam.marks.marked import VERSION, MarkedCode
-from scope_ebpf.beam.marks.marker import find_marker, place_of
 from scope_ebpf.beam.processes.atoms import Atoms
 from scope_ebpf.beam.processes.table import IDENTITY, ProcessTable
-from scope_ebpf.beam.stacks.frame_layout import has_frame_pointers
 from scope_ebpf.budget.brake import Brake, share_of
 from scope_ebpf.errors import NothingToAttachError, ReadRefusedError, ScopeError, UsageError
 from scope_ebpf.kernel.closing import Closing
 from scope_ebpf.kernel.cost import GUESS, CostMeasurement
 from scope_ebpf.kernel.observers.mark_watch import PROGRAMS, MarkWatch
+from scope_ebpf.planning.marks import mark_hooks
 from scope_ebpf.results.marks import Durations, MarkedCalls, Marks
 from scope_ebpf.results.server_events import Cost, Times, bucket_of
 from scope_ebpf.runs.loop import Loop, Stop, require_target
@@ -43,6 +41,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from scope_ebpf.attach.plan import Attachment
     from scope_ebpf.beam.code.functions import Pattern
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.results.marks import End, Kind, MarkedCall
@@ -50,9 +49,9 @@ if TYPE_CHECKING:
 
 #: The classes whose markers are watched, by the option ``--class``.
 CLASSES = {"callbacks": ("callback",), "all": ("callback", "function")}
-#: What a program takes beside the trap, as a part of what a trap takes, at most: 0.6 was measured
-#: of callbacks that take no message (bench/marks.py observed); tags and copied arguments take more.
-PROGRAM = 0.9
+#: What a program takes beside the trap, as a part of what a trap takes (bench/marks.py observed, of
+#: callbacks that take no message); for what tags take, windows leave a quarter of the budget.
+PROGRAM = 0.6
 #: Seconds between two looks at new code and at the cost, and between two turns.
 _INTERVAL, _TURN = 0.5, 0.05
 #: Seconds that a turn takes lines of a stream, so that no more than half a CPU goes to them and a
@@ -67,12 +66,6 @@ _CHANGES = 0.05
 _UNFOLLOWED = 0.01
 #: Tags of one callback that are distinguished; the rest is counted as "...".
 _MOST_TAGS = 20
-#: The setting ``frames``, by whether the VM says that it has frame pointers.
-_FRAMES = {
-    None: events.MARK_FRAMES_ANY,
-    False: events.MARK_FRAMES_RETURN,
-    True: events.MARK_FRAMES_LINKED,
-}
 #: Versions of the marker that an error names.
 _MOST_VERSIONS = 4
 _MARK_THEM = (
@@ -556,17 +549,10 @@ def hooks_of(
     settings["process_id"] = target.layout.offset("Process", "common.id")
     settings["map_subtag"] = target.layout.facts.map_subtag
     settings["process_hend"] = target.layout.offset("Process", "hend")
-    settings["frames"] = _FRAMES[has_frame_pointers(target)]
-    hooks = []
-    for name in classes:
-        marker = find_marker(target, atoms, name)
-        place = place_of(target, marker)
-        if place.in_register:
-            settings["function_in_register"] = 1
-        address = marker.address + place.shift
-        offset = target.binary.file_offset(address)
-        hooks.append(Attachment(PROGRAMS[name], "mark", marker.name, offset, address))
-    return settings, hooks
+    found = mark_hooks(target, atoms, {name: PROGRAMS[name] for name in classes}, "mark")
+    settings["frames"] = found.frames
+    settings["function_in_register"] = found.in_register
+    return settings, list(found.attachments)
 
 
 def _require_jit(target: Target) -> None:

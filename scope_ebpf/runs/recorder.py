@@ -14,6 +14,7 @@ import numpy as np
 
 from scope_ebpf import events
 from scope_ebpf.beam.code.tables import CodeMap
+from scope_ebpf.beam.marks.names import MarkNames
 from scope_ebpf.beam.memory.terms import ATOM_TAG, PidCodec, PortCodec, is_atom, is_pid
 from scope_ebpf.beam.processes.atoms import Atoms
 from scope_ebpf.beam.processes.called import CalledNames
@@ -63,12 +64,16 @@ class Namer:
         #: Addresses that are named, for the code of this generation.
         self._addresses: set[int] = set()
         self._generation = 0
+        self._marks: MarkNames | None = None
+        #: Ids of marked functions that are named.
+        self._marked: set[int] = set()
         with suppress(ReadRefusedError):
             self._atoms = Atoms(target)
             self._code = CodeMap(target, self._atoms)
             self._labels = Labels(target, self._atoms, self._code)
             self._table = ProcessTable(target, IDENTITY)
             self._pids = PidCodec.of(target)
+            self._marks = MarkNames(target, self._atoms)
 
     def name_all(self) -> None:
         """Name all processes, unless they are too many."""
@@ -93,29 +98,42 @@ class Namer:
                         self._names.atom(term, text)
                         self._seen.add(term)
         self._name_calls(records)
+        self._name_marks(records)
 
     @functools.cached_property
     def _called(self) -> CalledNames | None:
-        """Names of the code of long calls, made when a recording has the first."""
+        """Names of code at addresses, made when a recording has the first."""
         if self._atoms is None or self._code is None:
             return None
         return CalledNames(self._target, self._atoms, self._code)
 
     def _name_calls(self, records: NDArray[np.void]) -> None:
-        """Name the Erlang and the native function of each long call of a batch."""
-        rows = records[records["kind"] == events.KINDS["long_call"].id]
-        if not len(rows) or self._called is None:
+        """Name the Erlang and the native functions whose addresses are in a batch."""
+        if self._called is None or not np.isin(records["kind"], _WITH_ADDRESSES).any():
             return
         generation = self._code.generation if self._code else 0
         if len(self._addresses) > _SEEN or generation != self._generation:
             self._addresses.clear()
             self._generation = generation
-        calls = rows.view(events.RECORDS["long_call"])
-        for field, name in (("code", self._called.function), ("native", self._called.symbol)):
-            for address in set(calls[field].tolist()) - self._addresses:
+        for kind, field, is_native in _ADDRESSES:
+            rows = records[records["kind"] == events.KINDS[kind].id]
+            name = self._called.symbol if is_native else self._called.function
+            found = set(rows.view(events.RECORDS[kind])[field].tolist())
+            for address in found - self._addresses:
                 if text := name(address):
                     self._names.address(address, text)
                     self._addresses.add(address)
+
+    def _name_marks(self, records: NDArray[np.void]) -> None:
+        """Name the functions whose markers are in a batch."""
+        found = set()
+        for kind in _OF_MARKS:
+            rows = records[records["kind"] == events.KINDS[kind].id]
+            found.update(rows.view(events.RECORDS[kind])["function"].tolist())
+        for number in found - self._marked if self._marks else ():
+            if self._marks and (text := self._marks.name(number)):
+                self._names.marked(number, text)
+                self._marked.add(number)
 
     def look(self, pids: Iterable[int]) -> None:
         """Name these processes, or note their new names."""
@@ -166,6 +184,15 @@ def _peers(records: NDArray[np.void]) -> set[int]:
     return found
 
 
+#: Fields that are addresses of code, by kind, and whether it is native.
+_ADDRESSES = (
+    ("long_call", "code", False),
+    ("long_call", "native", True),
+    ("mark_callback", "caller", False),
+    ("mark_function", "caller", False),
+)
+_WITH_ADDRESSES = [events.KINDS[kind].id for kind in {kind for kind, _, _ in _ADDRESSES}]
+_OF_MARKS = ("mark_callback", "mark_function")
 #: Events with a peer; of a receiver on another node, where it says what it is, and an atom's index.
 _OF_PEERS = ("dist_out", "dist_in", "dist_down")
 _REMOTE_SHIFT, _INDEX = 62, 0xFFFFFFFF

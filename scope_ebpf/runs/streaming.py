@@ -43,7 +43,7 @@ class LazyStream:
     @cached_property
     def _stream(self) -> Stream:
         target, called = self._target, None
-        if "long_call" in self._wanted:
+        if {"long_call", "mark_callback", "mark_function"} & {*self._wanted}:
             from scope_ebpf.beam.code.tables import CodeMap
             from scope_ebpf.beam.processes.called import CalledNames
 

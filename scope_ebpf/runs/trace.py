@@ -27,7 +27,7 @@ from scope_ebpf.sessions import open_session, plan_target
 from scope_ebpf.sinks.plain import plain, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     import numpy as np
     from numpy.typing import NDArray
@@ -109,7 +109,8 @@ class Trace:
     One trace of one target, from attach to detach.
 
     With *streamed* every event is a record in the ring. *measurement* measures the cost of a hit,
-    *state* looks at the VM meanwhile.
+    *state* looks at the VM meanwhile. Events of *optional* that the target does not have are left
+    out of the plan.
     """
 
     def __init__(
@@ -121,11 +122,13 @@ class Trace:
         streamed: bool,
         measurement: CostMeasurement,
         state: StateReader | None = None,
+        optional: Collection[str] = (),
     ) -> None:
         self._target = target
         self._options = options
         planned = plan_events(target, wanted, options.via, options.slow_call_ms)
-        planned = planned._replace(plan=options.only.plan(planned.plan))
+        plan = options.only.plan(planned.plan.leave_out(optional))
+        planned = planned._replace(plan=plan)
         if streamed or options.only:
             planned = proven(target, planned)
         self._probation = Probation(target, Plan(()) if options.only else planned.plan)

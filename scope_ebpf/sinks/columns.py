@@ -34,6 +34,9 @@ class Terms(Protocol):
     def texts(self, terms: list[int], *, text_pids: bool) -> list[str | None]:
         """The text of each term, None for an absent one."""
 
+    def marked(self, number: int) -> str | None:
+        """The function with this id in its markers, ``M:F/A``; None where it is not known."""
+
 
 class Called(Protocol):
     """Names the addresses of a long call; None for one without a name."""
@@ -45,16 +48,19 @@ class Called(Protocol):
         """The C function."""
 
 
-#: The addresses of a long call, the column of the name of each, and how it is asked for.
+#: The addresses of a long or a marked call, the column of each one's name, and who knows it.
 CALLED: tuple[tuple[str, str, Callable[[Called], Callable[[int], str | None]]], ...] = (
     ("code", "function", lambda called: called.function),
     ("native", "symbol", lambda called: called.symbol),
+    ("caller", "called_from", lambda called: called.function),
 )
 
 
 def add_names(table: Table, called: Called, *, instead: bool = False) -> None:
-    """Put names beside the addresses of a table of long calls, or *instead* of them."""
-    for address, label, of in CALLED if "native" in table else ():
+    """Put names beside the addresses of a table of calls, or *instead* of them."""
+    for address, label, of in CALLED:
+        if address not in table:
+            continue
         addresses = {word for word in table[address] if isinstance(word, int)}
         names = {word: of(called)(word) for word in addresses}
         found = [names.get(word) if isinstance(word, int) else None for word in table[address]]
@@ -101,8 +107,20 @@ def columns_of(
         if kind.units.get(field) == "form":
             result |= _form(rows[field])
             continue
+        if kind.units.get(field) == "mark":
+            ids = rows[field].tolist()
+            found = {number: terms.marked(number) for number in set(ids)}
+            result[field] = [found[number] for number in ids]
+            continue
         label, values = _column(kind, field, rows[field], terms, text_pids=text_pids)
         result[label] = values
+    if "mark" in kind.units.values():
+        # A function without arguments has anything in the register of the first one.
+        entries = zip(result["class"], result["function"], result["tag"], strict=True)
+        result["tag"] = [
+            None if how == "entry" and str(name).endswith("/0") else tag
+            for how, name, tag in entries
+        ]
     return result
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A capture as OpenTelemetry spans: schedules, collections, long calls, calls of servers.
+A capture as OpenTelemetry spans: schedules, collections, long and marked calls, calls of servers.
 
 A call is a client's span from request to answer; within it are the time that the request waited in
 the mailbox of the server, and the time that the server took. Each call is a trace of its own. Of a
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from scope_ebpf import events
 from scope_ebpf.capture.calls import Calls
 from scope_ebpf.capture.legs import span_id, trace_id
+from scope_ebpf.capture.marked import MarkedCalls
 from scope_ebpf.capture.served import Served
 from scope_ebpf.capture.terms import CapturedTerms
 from scope_ebpf.capture.values import within
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.capture.calls import Call
+    from scope_ebpf.capture.marked import MarkedCall
     from scope_ebpf.capture.reader import Capture, Contents
     from scope_ebpf.capture.served import ServedCall
     from scope_ebpf.results.documents.exports import (
@@ -51,6 +53,8 @@ _BATCH = 8192
 _INTERNAL: Literal[1] = 1  # SpanKind
 _SERVER: Literal[2] = 2
 _CLIENT: Literal[3] = 3
+#: Set in the numbers of spans of marked calls, which others refer to before they are made.
+_MARKED = 1 << 62
 _TIMED = ("schedule", "gc", "long_call")
 _UNKNOWN = 0xFFFFFFFFFFFFFFFF
 
@@ -78,7 +82,7 @@ class Spans:
         done = 0
         calls = Calls()
         nodes = {term: text for term, text in contents.atoms.items() if "@" in text}
-        served = Served(nodes)
+        served, marked = Served(nodes), MarkedCalls()
         for batch in self._capture.batches(_BATCH):
             for name in _TIMED:
                 rows = batch[batch["kind"] == events.KINDS[name].id]
@@ -86,6 +90,7 @@ class Spans:
             for call in calls.records(batch):
                 waiting += self._call(call)
             waiting += [self._served(call) for call in served.records(batch)]
+            waiting += [self._marked(call) for call in marked.records(batch)]
             while len(waiting) >= SPANS:
                 yield self._request(waiting[:SPANS])
                 waiting = waiting[SPANS:]
@@ -163,6 +168,28 @@ class Spans:
         span["kind"], span["traceId"] = _SERVER, trace_id(call.node, call.reference)
         span["spanId"] = span_id(call.node, call.reference, "server")
         span["parentSpanId"] = span_id(call.node, call.reference, "client")
+        return span
+
+    def _marked(self, call: MarkedCall) -> Span:
+        """The span of a marked call that has ended, within that of the marked call around it."""
+        pid, tag, returned = self._terms.texts(
+            [call.process, call.tag, call.returned], text_pids=False
+        )
+        name = self._terms.marked(call.function) or f"function {call.function:#x}"
+        facts = {
+            "code.function.name": name,
+            "beam.pid": pid,
+            "beam.process": self._terms.who([call.process]).get(call.process),
+            "beam.tag": None if name.endswith("/0") else tag,
+            "beam.returned": returned,
+            "beam.called_from": self._terms.function(call.caller),
+            "beam.end": call.end,
+            "error.type": "exception" if call.end == "failed" else None,
+        }
+        span = self._span(name, call.began_ns, call.ended_ns, facts)
+        span["spanId"] = f"{_MARKED | call.number:016x}"
+        if call.parent:
+            span["parentSpanId"] = f"{_MARKED | call.parent:016x}"
         return span
 
     def _span(self, name: str, begin: int, end: int, facts: dict[str, Any]) -> Span:

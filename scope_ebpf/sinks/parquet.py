@@ -56,9 +56,10 @@ def _fields(pa: Any) -> dict[str, Any]:
         "pid": text,
         "who": text,
         "class": text,
-        # Of long calls; a spawn has a function, too.
+        # Of long and marked calls; a spawn has a function, too.
         "function": text,
         "symbol": text,
+        "called_from": text,
     }
     for name, kind in events.KINDS.items():
         dtype = events.RECORDS[name]
@@ -73,7 +74,7 @@ def _fields(pa: Any) -> dict[str, Any]:
             elif unit == "form":
                 fields |= {"form": text, "reference": pa.int64()}
             else:
-                words = ("eterm", "atom", "atom_index", "loss", "remote")
+                words = ("eterm", "atom", "atom_index", "loss", "remote", "mark")
                 term = unit in words or dtype[field].kind == "S"
                 fields[field] = text if term else pa.int64()
     return fields

@@ -56,7 +56,7 @@ def mark(
 
 
 def run(
-    kind: str, program: list[str], modules: Path, check: bool = True
+    kind: str, program: list[str], modules: Path, check: bool = True, timeout: float = 280
 ) -> subprocess.CompletedProcess[str]:
     """
     A program of a release's VM, which sees the folder *modules* as ``{}`` in its words.
@@ -69,7 +69,7 @@ def run(
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=timeout,
     )
     assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done
@@ -104,12 +104,12 @@ def compiled(kind: str) -> Path:
     return top
 
 
-def erl(kind: str, modules: Path, *words: str, check: bool = True) -> str:
+def erl(kind: str, modules: Path, *words: str, check: bool = True, timeout: float = 280) -> str:
     """
     What a VM with the library and *words* printed.
     """
     program = [*build(kind).erl, "-noshell", "-pa", "{}/lib", *words]
-    return run(kind, program, modules, check=check).stdout
+    return run(kind, program, modules, check=check, timeout=timeout).stdout
 
 
 def terms(text: str) -> dict[str, int]:

@@ -11,8 +11,11 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import documents
 import pytest
@@ -21,7 +24,12 @@ from mark_run import HERE, folder, mark, run
 
 from scope_ebpf.beam.code.functions import parse
 from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.capture.marked import MarkedCalls
+from scope_ebpf.capture.reader import Capture
+from scope_ebpf.daemon.readings import marks as readings
+from scope_ebpf.daemon.readings.marks import MarkedSight
 from scope_ebpf.errors import NothingToAttachError, UsageError
+from scope_ebpf.kernel.cost import GUESS
 from scope_ebpf.runs import marks as runs
 from scope_ebpf.runs.marks import MarkOptions, watch
 
@@ -266,6 +274,43 @@ def test_markers_that_no_pattern_fits_take_time_and_end_calls(beam):
     assert functions.durations.carried > 1e-3
 
 
+def test_a_window_of_the_daemon_has_the_calls_within_it(beam, monkeypatch):
+    """
+    Of callbacks, those that were planted in it; a second one has nothing of the first.
+    """
+    resources = SimpleNamespace(attacher=None, cost=GUESS)
+    with closing(MarkedSight(inspect(beam.pid), SimpleNamespace(resources=resources))) as sight:
+        assert sight.refresh()
+        planted = []
+
+        def plant(_seconds: float) -> None:
+            beam.send("go")
+            planted.append(beam.expect("done"))
+
+        # The window ends when all is planted.
+        clock = SimpleNamespace(
+            sleep=plant, monotonic_ns=lambda: time.monotonic_ns() + 600 * 10**9 * bool(planted)
+        )
+        monkeypatch.setattr(readings, "time", clock)
+        for _ in range(2):
+            planted.clear()
+            window = sight.window(600.0, 1 << 40)
+            counts = {
+                name.partition(":")[2]: (calls.calls, calls.failures, calls.timed)
+                for name, calls in window.calls.items()
+                if name and calls.calls
+            }
+            calls = sum(KINDS.values()) + 1
+            assert counts == {
+                "init/1": (48, 0, 48),
+                "handle_call/3": (calls + 24, 24, calls),
+                "handle_cast/2": (1778, 0, 1777),
+                "handle_info/2": (46, 23, 23),
+                "terminate/2": (47, 0, 47),
+            }
+            assert window.hits > 2 * 1778
+
+
 def test_what_is_not_marked_is_refused(beam):
     """
     A pattern without marked functions is named; so is how to mark, where nothing is marked.
@@ -322,3 +367,72 @@ def test_a_budget_gives_rates_with_their_error(beam):
     # What begins and ends the run takes time on a busy machine.
     assert abs(row["calls"] - truth) <= (5 * row["error_ratio"] + 0.3) * truth
     assert re.search(r"seen in \d+ windows", document["notes"][0])
+
+
+@pytest.fixture(scope="module")
+def recorded(beam, tmp_path_factory):
+    """
+    A capture of markers alone while everything is planted, and what the recording said of it.
+    """
+    path = tmp_path_factory.mktemp("recorded") / "run.scope"
+    words = ["record", str(beam.pid), "-o", str(path), "-d", "90s", "--max-cost", "100%"]
+    with subprocess.Popen(
+        [*SCOPE_TRACE, *words, "--events", "exit,mark_callback,mark_function"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as command:
+        assert command.stderr is not None
+        while "tracing process" not in (line := command.stderr.readline()):
+            assert line
+        beam.send("go")
+        beam.expect("done")
+        command.send_signal(2)
+        command.communicate(timeout=120)
+    return path
+
+
+def test_a_capture_has_every_call(recorded):
+    """
+    Paired when it is read: calls, failures and what is under way are those that were planted.
+    """
+    capture = Capture(recorded)
+    contents, calls = capture.contents(), MarkedCalls()
+    ended = [call for batch in capture.batches() for call in calls.records(batch)]
+    found = Counter(
+        (contents.marked[call.function], call.end)
+        for call in (*ended, *calls.running())
+        if not contents.marked[call.function].startswith("counted:calls")
+    )
+    # Where a stripped build hides exits, the end of a process is not seen.
+    exits = any(item.event == "exit" and item.attachments for item in contents.head.plan.items)
+    kinds = sum(KINDS.values()) + 1
+    planted = {
+        ("init/1", "returned"): 48,
+        ("handle_call/3", "returned"): kinds,
+        ("handle_call/3", "failed" if exits else "running"): 24,
+        ("handle_cast/2", "returned"): 1777,
+        ("handle_cast/2", "running"): 1,
+        ("handle_info/2", "returned"): 23,
+        ("handle_info/2", "failed"): 23,
+        ("terminate/2", "returned"): 47,
+        ("leaf/1", "returned"): 2300,
+        ("taken_over/1", "returned"): 230,
+        ("hand_over/1", "left"): 230,
+        ("deep/1", "returned"): 23 * 41,
+    }
+    assert planted == {(name, end): found[f"counted:{name}", end] for name, end in planted}
+    nested = {call.number: call for call in ended}
+    parents = Counter(
+        contents.marked[nested[call.parent].function]
+        for call in ended
+        if contents.marked[call.function] == "counted:deep/1" and call.parent in nested
+    )
+    assert parents["counted:deep/1"] == 23 * 40
+    events = contents.summary().events
+    assert contents.losses[-1][1] == {}
+    assert events["mark_callback"].by_class["entry"] == sum(
+        count
+        for (name, _), count in found.items()
+        if re.search(r":(init|handle_\w+|terminate)/", name)
+    )

@@ -122,6 +122,7 @@ def write(
     end: End | None = END,
     facts: Head | None = None,
     addresses: dict[int, str] | None = None,
+    marked: dict[int, str] | None = None,
 ) -> None:
     """
     Write a capture of some batches of records.
@@ -133,6 +134,8 @@ def write(
     names.atom(ATOM, "normal")
     for address, text in (addresses or {}).items():
         names.address(address, text)
+    for number, text in (marked or {}).items():
+        names.marked(number, text)
     for batch in batches or (story(),):
         writer.records(batch)
     writer.samples(

@@ -81,6 +81,8 @@ def test_the_command_line_wins(tmp_path):
         ("genservers = {serie = 60}", "a table with the key series"),
         ("genservers = {series = 13}", "0 or from 14 to 1000"),
         ("genservers = {series = true}", "from 0 to 1000"),
+        ("marks = 60", "a table with the key series"),
+        ("marks = {series = 9}", "0 or from 10 to 1000"),
         ("telemetry = {series = 199}", "0 or from 200 to 5000"),
         ("telemetry = {series = 5001}", "from 0 to 5000"),
         ("telemetry = {serie = 200}", "and the key series, and nothing else"),

@@ -17,6 +17,7 @@ from scope_ebpf.daemon.looks.owners import ROOT
 from scope_ebpf.daemon.loop import Daemon, Threads
 from scope_ebpf.daemon.readings import findings
 from scope_ebpf.daemon.readings.findings import Findings
+from scope_ebpf.daemon.readings.marks import MarkWindows
 from scope_ebpf.daemon.readings.servers import ServerLooks
 from scope_ebpf.daemon.readings.snapshots import Snapshots
 from scope_ebpf.daemon.readings.telemetry import TelemetryLooks
@@ -31,7 +32,7 @@ class Hanging:
     A VM whose memory does not come until the readers are closed.
     """
 
-    owner, income = ROOT, 1.0
+    owner, income, hooks = ROOT, 1.0, None
     reading = SimpleNamespace(counters=SimpleNamespace(processes=1))
 
     def __init__(self) -> None:
@@ -45,13 +46,14 @@ class Hanging:
         raise ReadRefusedError("no memory is read any more")
 
 
-@pytest.mark.parametrize("which", ["snapshots", "findings", "servers", "telemetry"])
+@pytest.mark.parametrize("which", ["snapshots", "findings", "servers", "telemetry", "marks"])
 def test_threads_are_woken_before_they_are_joined(which: str, monkeypatch: pytest.MonkeyPatch):
     """
     All are asked to end first, so that none begins with another target meanwhile.
     """
     vm = Hanging()
     config = SimpleNamespace(top=1, snapshot_interval=1.0, findings_interval=0.001, genservers=60)
+    config.marks = 60
     config.telemetry = SimpleNamespace(series=200)
     reported = Counter()
     monkeypatch.setattr(loop, "notify", lambda _: None)
@@ -68,6 +70,7 @@ def test_threads_are_woken_before_they_are_joined(which: str, monkeypatch: pytes
         servers=ServerLooks(*given, make=vm.read),
         blackbox=BlackBox(*given),
         telemetry=TelemetryLooks(*given, make=vm.read),
+        marks=MarkWindows(*given, make=vm.read),
     )
     stopped = []
     daemon.discovery = SimpleNamespace(stop=lambda: None, close=lambda: None)
@@ -80,4 +83,4 @@ def test_threads_are_woken_before_they_are_joined(which: str, monkeypatch: pytes
         daemon.threads.snapshots._thread = SimpleNamespace(join=lambda: None)
     assert vm.waits.wait(PATIENCE)
     daemon._end()
-    assert ("woken", [True] * 5, Counter()) == (vm.outcome, stopped, reported)
+    assert ("woken", [True] * 6, Counter()) == (vm.outcome, stopped, reported)

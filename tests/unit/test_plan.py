@@ -112,7 +112,9 @@ def test_a_stock_binary_is_seen_by_its_symbols():
     """
     On a binary with all functions every event of the VM is seen by symbols, without an excuse.
     """
-    plan = make_plan(stock(), "jit", EVENTS, settings=["dsig_send_start", "dist_sysname"])
+    plan = make_plan(
+        stock(), "jit", EVENTS, settings=["dsig_send_start", "dist_sysname", "process_hend"]
+    )
     expected = dict.fromkeys(EVENTS, ("symbol", "")) | {"thread": ("tracepoint", "")}
     assert expected == {i.event: (i.via, i.reason) for i in plan.items}
 
@@ -131,7 +133,9 @@ def test_what_keeps_no_budget_is_left_out_and_the_reason_names_the_option():
     """
     A budgeted plan has no hook at every switch of the host; everything else is unchanged.
     """
-    plan = make_plan(stock(), "jit", EVENTS, settings=["dsig_send_start", "dist_sysname"])
+    plan = make_plan(
+        stock(), "jit", EVENTS, settings=["dsig_send_start", "dist_sysname", "process_hend"]
+    )
     governed = plan.governable()
     off = {item.event: item.reason for item in governed.items if not item.attachments}
     assert ["thread"] == list(off)
@@ -411,7 +415,12 @@ def test_a_variant_that_needs_an_unknown_setting_is_not_used():
         found.via,
         found.reason,
     )
-    known = item(stock(), "dist_busy", via="symbol", settings=["dsig_send_start", "dist_sysname"])
+    known = item(
+        stock(),
+        "dist_busy",
+        via="symbol",
+        settings=["dsig_send_start", "dist_sysname", "process_hend"],
+    )
     assert known.hook.startswith("erts_suspend")
 
 

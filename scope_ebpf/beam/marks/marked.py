@@ -9,6 +9,7 @@ name that is not marked is distinguished. Old code counts as well: processes may
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -103,6 +104,16 @@ class MarkedCode:
         self._functions = Functions(target, atoms, self._modules)
         self._seen: set[int] = set()
         self.found = Marked()
+
+    def any(self) -> bool:
+        """Whether any code that the VM runs is marked, read anew."""
+        names = {index: name for name, index in self._modules.names().items()}
+        for index, code in self._modules.code(names).items():
+            for header in (code.current, code.old, *code.others):
+                with suppress(ReadRefusedError):  # purged meanwhile
+                    if header and self._mark(names[index], header) is not None:
+                        return True
+        return False
 
     def refresh(self) -> dict[int, tuple[bool, int]]:
         """Read code that is new; returns :meth:`Marked.about` its functions."""

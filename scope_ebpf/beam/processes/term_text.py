@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from scope_ebpf.errors import ScopeError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from scope_ebpf.beam.marks.names import MarkNames
     from scope_ebpf.beam.vm.target import Target
 
 #: A name of a VM is cut at this length.
@@ -38,6 +40,7 @@ class TermText:
         self._pids: terms.PidCodec | None = None
         self._ports: terms.PortCodec | None = None
         self._atoms: _Atoms | None = None
+        self._target = target
         with suppress(ScopeError):
             self._pids = terms.PidCodec.of(target)
         with suppress(ScopeError):
@@ -60,6 +63,19 @@ class TermText:
             array = np.array(pids, np.uint64)
             texts = dict(zip(pids, self._pids.texts(array), strict=True))
         return [texts[w] if w in texts else self._text(w) for w in words]
+
+    @cached_property
+    def _marks(self) -> MarkNames | None:
+        """Names of marked functions, made when one is asked for."""
+        from scope_ebpf.beam.marks.names import MarkNames  # noqa: PLC0415 - few ask
+
+        with suppress(ScopeError):
+            return MarkNames(self._target, Atoms(self._target))
+        return None
+
+    def marked(self, number: int) -> str | None:
+        """The function with this id in its markers, ``M:F/A``; None where it is not known."""
+        return self._marks.name(number) if self._marks else None
 
     def _text(self, word: int) -> str | None:
         if word == terms.NON_VALUE:

@@ -42,6 +42,7 @@ _OFFSETS = {
     "process_registered": ("Process", "common.u.alive.reg"),
     "process_dictionary": ("Process", "dictionary"),
     "process_module": ("Process", "u.initial.module"),
+    "process_hend": ("Process", "hend"),
     "port_connected": ("Port", "connected"),
     "port_state": ("Port", "state"),
     "dist_sysname": ("DistEntry", "sysname"),

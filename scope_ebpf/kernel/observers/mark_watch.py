@@ -83,7 +83,8 @@ class MarkWatch(WindowedWatch):
     Watches the functions whose ids are the keys of *ids*, in the VM of *identity*.
 
     A value of *ids* says whether the function's first argument is a message, and its arity.
-    *settings* is one ``events.MARK_SETTINGS``, *processes* about how many the VM has. A context
+    *settings* is one ``events.MARK_SETTINGS``, *processes* about how many the VM has,
+    *attacher* is one that others use too. A context
     manager; nothing counts before :meth:`attach` and :meth:`open_window`. Raises HostError where
     the kernel refuses, and NothingToAttachError if a hook cannot be attached.
     """
@@ -97,6 +98,8 @@ class MarkWatch(WindowedWatch):
         hooks: Sequence[Attachment],
         ids: Mapping[int, tuple[bool, int]],
         processes: int = 0,
+        *,
+        attacher: Attacher | None = None,
     ) -> None:
         host.require_host_pids(
             "this runs in a pid namespace, where the kernel's numbers of processes are others"
@@ -108,6 +111,7 @@ class MarkWatch(WindowedWatch):
         self._known = dict(ids)
         self._streams = bool(settings["stream"])
         self._processes = min(max(2 * processes, _FEWEST), _MOST)
+        self._attacher = attacher
         self._resources = ExitStack()
         self._leaving = None
 
@@ -137,7 +141,7 @@ class MarkWatch(WindowedWatch):
             self._ring = self._resources.enter_context(closing(ring))
         known, self._known = self._known, {}
         self.add(known)
-        attacher = self._resources.enter_context(Attacher())
+        attacher = self._attacher or self._resources.enter_context(Attacher())
         self._uprobes = Uprobes(self._identity, attacher, multi=multi)
         self._resources.callback(self.detach)
 

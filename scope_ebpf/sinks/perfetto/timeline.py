@@ -15,6 +15,7 @@ from scope_ebpf import events
 from scope_ebpf.sinks.perfetto import samples
 from scope_ebpf.sinks.perfetto.calls import DrawnCalls
 from scope_ebpf.sinks.perfetto.file import PerfettoFile
+from scope_ebpf.sinks.perfetto.marked import DrawnMarks
 from scope_ebpf.sinks.perfetto.messages import Messages
 from scope_ebpf.sinks.perfetto.nodes import NodeFile, Packets
 from scope_ebpf.sinks.perfetto.ports import Ports
@@ -68,6 +69,7 @@ class Timeline:
         tids, ranking = survey(capture)
         shown = ranking[:busiest]
         self._tracks = Tracks(self._file, contents, shown)
+        self._marks = DrawnMarks(self._tracks)
         first = contents.first_ns + self._tracks.to_boot
         self._processes = Processes(self._tracks, shown, first)
         nodes = {term for term, text in contents.atoms.items() if "@" in text}
@@ -102,11 +104,13 @@ class Timeline:
         for batch in self._capture.batches(BATCH):
             self._threads.write(batch)
             self._calls.write(batch)
+            self._marks.write(batch)
             for row in rows(batch, self._tracks.to_boot):
                 handlers[row.kind](row)
             done += len(batch)
             moved(done)
         self._processes.finish()
+        self._marks.finish()
         self._ports.finish()
         self._file.close()
 
@@ -122,6 +126,8 @@ class Timeline:
             "exit": processes.exit,
             "port_busy": self._ports.busy,
             "thread": lambda _row: None,
+            "mark_callback": lambda _row: None,
+            "mark_function": lambda _row: None,
             "dist_out": self._packets.packet,
             "dist_in": self._packets.packet,
         }

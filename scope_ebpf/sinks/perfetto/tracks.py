@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: Numbers of tracks. Of the second line's there are many, each with a number of its own added.
 VM, _PROCESSES, LOST, BUSY, CALLS = range(1, 6)
-_THREAD, PROCESS, MAILBOX, QUEUE, PORT, CALL = (n << 40 for n in range(1, 7))
+_THREAD, PROCESS, MAILBOX, QUEUE, PORT, CALL, MARKED = (n << 40 for n in range(1, 8))
 #: Threads that have a track of their own; a VM has some thousands at most.
 MOST_THREADS = 1 << 16
 _ROLES = {
