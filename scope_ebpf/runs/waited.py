@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.servers.waiting import Stacks, Waiting
     from scope_ebpf.beam.vm.target import Target
 
-#: Processes whose stacks are read, those first that wait for somebody; groups that are kept.
+#: Processes whose stacks are read, those first that others hold up; groups that are kept.
 _MOST_STACKS, _MOST_GROUPS = 4096, 1000
 #: Flags of a process with work for a dirty scheduler.
 _DIRTY = 1 << 26 | 1 << 27 | DIRTY_ACTIVE_SYS | DIRTY_RUNNING | DIRTY_RUNNING_SYS
@@ -43,7 +43,7 @@ def waited(target: Target, still: Iterable[tuple[int, int]]) -> tuple[list[Waite
     """
     Group processes that have not run; *still* has where their structs lie, and their code.
 
-    The groups, those that wait for somebody first, and how many servers had nothing to do.
+    The groups, those that others hold up first, and how many servers had nothing to do.
     """
     viewer = Viewer(target, IDENTITY)
     rows = viewer.table.snapshot().rows

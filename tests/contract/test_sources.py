@@ -207,7 +207,7 @@ def test_a_constant_of_both_languages_is_written_once():
 
 #: What reads files of ours as text, or splits what is no text of /proc.
 _TEXTS = {
-    "beam/layouts/__init__.py", "cli/run.py", "daemon/config.py", "errors.py",
+    "cli/run.py", "daemon/config.py", "errors.py",
     "kernel/attach/attacher.py", "kernel/attach/perf_events.py", "kernel/bpf/compiler.py",
     "kernel/observers/thread_watch.py", "metrics/catalogue.py", "metrics/compat.py",
     "pipes.py", "user_probes/source.py",

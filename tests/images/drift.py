@@ -5,6 +5,7 @@ Releases that do not exist: the structs of one that does, with a field more or f
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def drifted(release: Measured, drift: Drift) -> Measured:
     fragment, _, inner = drift.field.partition(".")
     if drift.struct == "ErtsMessage" and fragment == "hfrag":
         _move(structs, "ErlHeapFragment", inner, drift.by)
-    return release._replace(structs=structs)
+    return replace(release, structs=structs)
 
 
 #: Where nodes of links and monitors lie in others: struct, field, and nodes before it.

@@ -101,7 +101,7 @@ def _counters(target: Beam) -> dict[str, Any]:
     read, limits = reader.read(), reader.limits()
     if why := relations.of_counters(read, limits):
         raise ReadRefusedError(str(why))
-    figures = {name: getattr(read, name) for name in read.__slots__}
+    figures = {name: getattr(read, name) for name in read._fields}
     figures["run_queues"] = read.run_queues.tolist()
     return figures | {"limits": (limits.processes, limits.ports, limits.atoms)}
 
@@ -111,7 +111,7 @@ def _allocators(target: Beam) -> dict[str, Any]:
     use = read.memory
     if why := relations.of_allocators(read.allocators) + (relations.of_use(use) if use else []):
         raise ReadRefusedError(str(why))
-    figures: dict[str, Any] = {f"use.{name}": getattr(use, name) for name in use.__slots__}
+    figures: dict[str, Any] = {f"use.{name}": getattr(use, name) for name in use._fields}
     for one in read.allocators:
         figures[one.name] = (one.carriers, one.blocks, one.kinds)
     return figures
@@ -121,7 +121,7 @@ def _connections(target: Beam) -> dict[str, Any]:
     read = ConnectionReader(target).read()
     if why := relations.of_connections(read):
         raise ReadRefusedError(str(why))
-    return {name: getattr(read, name) for name in read.__slots__}
+    return {name: getattr(read, name) for name in read._fields}
 
 
 def _processes(target: Beam) -> dict[str, Any]:

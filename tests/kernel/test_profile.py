@@ -181,7 +181,7 @@ def test_who_waits_all_the_time_is_shown_with_why_and_for_whom():
     (printer,) = [line for line in lines if "printer:" in line]
     assert printer.startswith("1  printer: suspended, in erts_internal:port_command/3")
     assert "called by erlang:port_command/2" in printer
-    # Those that wait for somebody come before those that merely wait.
+    # Those that others hold up come before those that merely wait.
     waits = [line for line in lines if "waits for a message or a timeout, in " in line]
     assert max(map(lines.index, (callers, debugged, printer))) < lines.index(waits[0])
 

@@ -90,7 +90,7 @@ class Sight:
         self._add_requests(seen, modules)
         return self._sums.add(modules, edges, now)
 
-    def _counted(self, seen: Look) -> tuple[dict[str, Counts], dict[Edge, float]]:
+    def _counted(self, seen: Look) -> tuple[defaultdict[str, Counts], dict[Edge, float]]:
         modules: defaultdict[str, Counts] = defaultdict(Counts)
         edges: defaultdict[Edge, float] = defaultdict(float)
         known = self._servers.known
