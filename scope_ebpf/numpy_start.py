@@ -13,6 +13,10 @@ import os
 import sys
 from types import ModuleType
 
+# Its linear algebra would start a thread for each CPU, with a stack each; we use none of it. For
+# whatever imports numpy behind this module.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 #: Of numpy 2 and 1. A module that is not there is asked for by nobody.
 _UNUSED = (
     *("numpy._typing", "numpy._core._add_newdocs", "numpy._core._add_newdocs_scalars"),
@@ -43,8 +47,6 @@ class _Empty(ModuleType):
 
 def load() -> None:
     """Import numpy, unless it is there. What was left out is imported where it is asked for."""
-    # Its linear algebra would start a thread for each CPU, with a stack each; we use none of it.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     empty = {name: _Empty(name) for name in _UNUSED if "numpy" not in sys.modules}
     sys.modules.update(empty)
     try:

@@ -109,12 +109,13 @@ def _leave(code: int) -> None:
     """
     if threading.active_count() > 1:
         return
+    atexit._run_exitfuncs()  # noqa: SLF001
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream:  # None where the process was started without it
+                stream.flush()
     except (OSError, ValueError):
         return
-    atexit._run_exitfuncs()  # noqa: SLF001
     os._exit(code)
 
 

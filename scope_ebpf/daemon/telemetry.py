@@ -143,6 +143,8 @@ class TelemetryHooks:
         self._gone: Collection[bytes] = ()
         self.next_due = time.monotonic()
         self._due = self.next_due + _FIRST
+        if clock:
+            clock.forget()
         self._watch = TelemetryWatch(
             *(target.identity, offer.settings, offer.hooks, ROWS),
             attacher=attacher,

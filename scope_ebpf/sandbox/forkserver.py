@@ -53,11 +53,12 @@ class Server:
         """
         Start it, unless it runs; does not wait for it.
 
-        With *fork* it is forked from this process, which must have one thread, no descriptor that
-        others wait for the end of, and nothing of a target in its memory.
+        With *fork* it is forked from this process, which must have no descriptor that others wait
+        for the end of, and nothing of a target in its memory. If it has other threads, a fresh
+        interpreter is started.
         """
         with self._lock:
-            if fork and self._control is None:
+            if fork and self._control is None and threading.active_count() == 1:
                 self._control, its = socket.socketpair()
                 with its:
                     self._process = _Fork(its)
@@ -158,8 +159,10 @@ class _Fork:
             _serve(its)
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        # Where SIGCHLD is ignored its number is another process's once it has ended.
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):
+            if os.waitpid(self.pid, os.WNOHANG)[0] == 0:
+                os.kill(self.pid, signal.SIGKILL)
 
     def wait(self) -> None:
         with contextlib.suppress(ChildProcessError):
@@ -201,8 +204,11 @@ def _only(its: socket.socket) -> socket.socket:
     control = os.dup2(kept, first, inheritable=False)
     for fd in range(3):
         os.dup2(nothing, fd)
-    os.closerange(3, control)
-    os.closerange(control + 1, os.sysconf("SC_OPEN_MAX"))
+    # Not up to the limit: it may be a billion, or lower than what was opened before it.
+    for fd in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208 - fast
+        if fd not in (0, 1, 2, control):
+            with contextlib.suppress(OSError):  # that of the listing
+                os.close(fd)
     return socket.socket(fileno=control)
 
 

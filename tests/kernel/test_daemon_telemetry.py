@@ -14,7 +14,7 @@ from beams_run import compiled_part, start_beam
 from scope_ebpf.events import SAMPLE_HZ
 
 #: Few rounds: everything must be counted also where a hit is expensive.
-ROUNDS, SERIES = 3, 200
+ROUNDS, SERIES = 3, 300
 CONFIG = f"""
 findings_interval = 0
 budget = "50%"

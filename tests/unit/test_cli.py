@@ -5,6 +5,8 @@ import argparse
 import importlib.metadata
 import os
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -539,3 +541,43 @@ def test_words_of_an_interval_that_make_no_sense_are_refused(
     """
     assert 2 == cli.main(words)
     assert capsys.readouterr().err.startswith(f"scope-trace: {said}")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
+def test_a_command_without_standard_streams_ends_with_its_code(closed: str):
+    """
+    Python has None in the place of a stream that the process was started without.
+    """
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c"]
+    done = subprocess.run([*command, "from scope_ebpf.cli import main; main._leave(23)"])
+    assert 23 == done.returncode
+
+
+def test_what_exit_functions_print_is_there():
+    """
+    They are called before the output is written out.
+    """
+    script = "import atexit; from scope_ebpf.cli import main; atexit.register(print, 'end'); "
+    done = subprocess.run(
+        [sys.executable, "-c", script + "main._leave(23)"], capture_output=True, text=True
+    )
+    assert (23, "end\n", "") == (done.returncode, done.stdout, done.stderr)
+
+
+def test_no_command_starts_threads_for_linear_algebra():
+    """
+    Whichever imports numpy: its library starts one for each CPU.
+    """
+    script = (
+        "import os, sys; from scope_ebpf.cli import main; main.parser_of(sys.argv[1]); "
+        "print(os.environ['OPENBLAS_NUM_THREADS'], len(os.listdir('/proc/self/task')))"
+    )
+    environment = {name: value for name, value in os.environ.items() if "OPENBLAS" not in name}
+    for command in ("summary", "top"):
+        done = subprocess.run(
+            [sys.executable, "-c", script, command],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        assert ("1 1\n", "") == (done.stdout, done.stderr), command

@@ -356,6 +356,24 @@ def test_samples_of_work_are_seconds():
     assert [(events.WORK_OTHER, 3)] == found.crop.work
 
 
+def test_hooks_begin_without_samples_of_those_before(monkeypatch: pytest.MonkeyPatch):
+    """
+    Rows of other hooks have other numbers, and the room of their samples is that of all targets.
+    """
+
+    def refused(*_: object, **__: object) -> None:
+        raise HostError("refused")
+
+    forgotten: list[bool] = []
+    monkeypatch.setattr(hooks, "TelemetryWatch", refused)
+    clock = SimpleNamespace(forget=lambda: forgotten.append(True))
+    target = SimpleNamespace(pid=23, identity=None)
+    given = {"attacher": None, "entry": 1e-6, "budget": 0.01, "clock": clock}
+    with pytest.raises(HostError):
+        TelemetryHooks(target, hooks.Offer(None, [], [], []), None, **given)
+    assert [True] == forgotten
+
+
 def test_idle_rows_make_room_for_others(monkeypatch: pytest.MonkeyPatch):
     """
     Only where many are there, never those for the rest; one that comes again is counted anew.

@@ -168,11 +168,13 @@ def test_a_confined_process_has_a_user_of_its_own(good: Path):
 
 #: A command that forks the server: it prints the pids of server and child, and of what it reads.
 FORKS = """
-import os, signal, sys
+import os, resource, signal, sys
 from pathlib import Path
 from scope_ebpf.sandbox import client
 signal.signal(signal.SIGTERM, lambda *_: None)
 secret = os.open("/etc/hostname", os.O_RDONLY)
+os.dup2(secret, 700)  # above the limit, once that is lower
+resource.setrlimit(resource.RLIMIT_NOFILE, (600, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 client.ahead(fork=True)
 from scope_ebpf.beam.elf.binary import Binary
 binary = Binary.open(Path(sys.argv[1]))

@@ -124,24 +124,23 @@ class Works:
 
     def samples(self, target: int) -> dict[int, int]:
         """Samples of *target*, by the number of a row."""
-        found = {}
-        for key in self._keys(target):
-            if (values := self._samples.get(key)) is not None:
-                found[int(key["row"])] = int(values.sum())
-        return found
+        keys, values = self._samples.entries()
+        own = keys["target"] == target
+        counts = values[own].sum(axis=1)
+        return dict(zip(keys["row"][own].tolist(), counts.tolist(), strict=True))
+
+    def forget(self, target: int) -> None:
+        """Drop the samples of *target*: their room is that of all targets."""
+        keys = self._samples.keys()
+        for key in keys[keys["target"] == target]:
+            self._samples.discard(key)
 
     def remove(self, target: int) -> None:
         """Count no samples of *target*, and forget them: another one may get its number."""
         if clock := self._clocks.pop(target, None):
             clock.close()
         self.gate(target, 0)
-        for key in self._keys(target):
-            self._samples.discard(key)
-
-    def _keys(self, target: int) -> NDArray[np.void]:
-        keys = self._samples.keys()
-        found: NDArray[np.void] = keys[keys["target"] == target]
-        return found
+        self.forget(target)
 
 
 class WorkClock:
@@ -168,8 +167,13 @@ class WorkClock:
         if self._works:
             self._works.gate(self._target, 0)
 
+    def forget(self) -> None:
+        """Drop the samples so far: the rows of hooks to come have other numbers."""
+        if self._works:
+            self._works.forget(self._target)
+
     def samples(self) -> dict[int, int]:
-        """Samples so far, by the number of a row."""
+        """Samples since they were forgotten last, by the number of a row."""
         return self._works.samples(self._target) if self._works else {}
 
     def close(self) -> None:
