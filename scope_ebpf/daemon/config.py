@@ -276,15 +276,21 @@ def _series(value: Any, least: int, most: int) -> int:
     return series
 
 
-def _only_series(value: Any) -> int:
-    """A table such as ``[genservers]``: the number of its key ``series``."""
-    if not isinstance(value, dict) or value.keys() - {"series"}:
-        raise ValueError("wanted is a table with the key series")
-    return _series(value.get("series", 0), _LEAST_SERIES, 1000)
+def _only_series(least: int) -> Callable[[Any], int]:
+    """For a table such as ``[genservers]``: the number of its key ``series``, 0 or *least*."""
+
+    def number(value: Any) -> int:
+        if not isinstance(value, dict) or value.keys() - {"series"}:
+            raise ValueError("wanted is a table with the key series")
+        return _series(value.get("series", 0), least, 1000)
+
+    return number
 
 
 #: Series of one module with its callers, and of all others.
-_LEAST_SERIES = 14
+_LEAST_OF_SERVERS = 14
+#: Series of one function, and of all others.
+_LEAST_OF_MARKS = 10
 _KEYS: dict[str, Callable[[Any], Any]] = {
     "listen": address,
     "socket_group": _group,
@@ -309,7 +315,7 @@ _KEYS: dict[str, Callable[[Any], Any]] = {
     "tls_key": str,
     "users": _users,
     "telemetry": _telemetry,
-    "genservers": _only_series,
-    "marks": _only_series,
+    "genservers": _only_series(_LEAST_OF_SERVERS),
+    "marks": _only_series(_LEAST_OF_MARKS),
 }
 assert set(_KEYS) == {f.name for f in fields(Config)}  # noqa: S101 - a key without a setting is a bug

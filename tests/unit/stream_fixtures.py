@@ -27,6 +27,9 @@ class Terms:
         self.asked.append((terms, text_pids))
         return [self.table.get(t, f"t{t}") if t else None for t in terms]
 
+    def marked(self, number: int) -> str | None:
+        return self.table.get(number)
+
 
 def record(name: str, /, **fields) -> np.ndarray:
     """

@@ -513,7 +513,7 @@ def test_a_table_whose_reader_has_gone_is_no_failure(monkeypatch: pytest.MonkeyP
     reader, closed = os.pipe()
     os.close(reader)
 
-    monkeypatch.setattr(cli, "parsed", lambda _: SimpleNamespace(run=run))
+    monkeypatch.setattr(cli, "parsed", lambda _, **__: SimpleNamespace(run=run))
     assert 0 == cli.main(["list"])
     os.close(closed)
 

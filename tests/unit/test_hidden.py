@@ -509,7 +509,9 @@ def test_the_references_of_the_package_know_every_function_that_is_hooked():
         "29": {"erts_proc_sig_send_to_alias", "erts_dsig_send_reg_msg"},
     }
     for name, one in found.items():
-        assert gone[one.build.major] == {*WANTED} - {*one.wanted}, name
+        # The BIFs that are markers are found by the table of BIFs.
+        left = {*WANTED} - {"erts_internal_cmp_term_2", "ets_is_compiled_ms_1"}
+        assert gone[one.build.major] == left - {*one.wanted}, name
 
 
 def test_a_confined_process_learns_and_finds_what_this_one_does(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import struct
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -208,7 +207,7 @@ def test_schedulers_are_checked_once_for_each_vm_and_layout(monkeypatch: pytest.
     for _ in range(4):
         assert [23, 42] == checks.schedulers(one)["normal"].tolist()
     assert 2 == len(calls)
-    checks.schedulers(SimpleNamespace(memory=image.memory, layout=replace(image.layout)))
+    checks.schedulers(SimpleNamespace(memory=image.memory, layout=image.layout._replace()))
     checks.schedulers(SimpleNamespace(memory=beam_image.Image().memory, layout=image.layout))
     assert 4 == len(calls)
 

@@ -378,7 +378,7 @@ def test_collections_that_are_not_all_are_said_to_be_so():
     """
     whole, page = reading(), Page(compat=True)
     assert whole.counters is not None
-    expose(page, replace(whole, counters=replace(whole.counters, dirty_collections=None)))
+    expose(page, replace(whole, counters=whole.counters._replace(dirty_collections=None)))
     families = list(page.families())
     assert not [f.name for f in families if "garbage_collection" in f.name and "_vm_" in f.name]
     refused = [s.labels["what"] for f in families for s in f.samples if "what" in s.labels]

@@ -435,10 +435,10 @@ def test_events_come_in_one_order():
 
 def test_what_costs_much_is_on_request_only():
     """
-    By default all events are on but long calls, with a return probe each, threads and packets.
+    All events are on but long calls, with a return probe each, threads, packets and marks.
     """
-    packets = {"dist_out", "dist_in"}
-    assert {"long_call", "thread"} | packets == set(EVENTS) - set(DEFAULT_EVENTS)
+    many = {"dist_out", "dist_in", "mark_callback", "mark_function"}
+    assert {"long_call", "thread"} | many == set(EVENTS) - set(DEFAULT_EVENTS)
 
 
 @pytest.mark.parametrize("flavor", ["jit", "emu"])

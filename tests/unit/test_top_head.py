@@ -5,7 +5,6 @@ The figures above the table of ``top``, and when they are red.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -76,7 +75,7 @@ def test_what_is_past_its_threshold_is_red(wrong: dict[str, object], messages: i
     """
     That figure alone.
     """
-    found = spans(replace(CALM, **wrong), mailbox(messages) if messages else None)
+    found = spans(CALM._replace(**wrong), mailbox(messages) if messages else None)
     assert [red] == [text for text, style in found if style == "alarm"]
 
 
@@ -84,7 +83,7 @@ def test_what_is_not_known_is_said():
     """
     None is never shown as 0.
     """
-    nothing = Reading(5, stopped=False, **dict.fromkeys(list(Reading.__slots__)[2:]))
+    nothing = Reading(5, stopped=False, **dict.fromkeys(list(Reading._fields)[2:]))
     texts = [text for text, _ in spans(nothing, None)]
     assert "schedulers not known" in texts
     assert not [text for text in texts if "0" in text.removeprefix("up ")]
