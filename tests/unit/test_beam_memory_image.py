@@ -28,9 +28,9 @@ from scope_ebpf.beam.memory import search
 from scope_ebpf.beam.processes import atoms
 from scope_ebpf.beam.processes import table as processes
 from scope_ebpf.beam.processes.atoms import Atoms
+from scope_ebpf.beam.processes.blocks import Blocks
 from scope_ebpf.beam.processes.detail import FIELDS, detail, find
 from scope_ebpf.beam.processes.shapes import TermReader
-from scope_ebpf.beam.processes.blocks import Blocks
 from scope_ebpf.beam.processes.sizes import mailboxes, memory_bytes
 from scope_ebpf.beam.processes.table import LOAD, ProcessTable
 from scope_ebpf.beam.processes.view import Viewer
