@@ -27,6 +27,7 @@ from fake_peers import fake_peers
 from scope_ebpf.beam.processes.table import ALL
 from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.budget.governor import DAEMON_POLICY
 from scope_ebpf.daemon.readings.memory import Readers
 from scope_ebpf.runs.links import Looking
 
@@ -88,7 +89,7 @@ def hooks(kind: str, seconds: float) -> None:
         while time.monotonic() - began < seconds:
             sent += watched.plant(f"remote {MESSAGES}")
         time.sleep(5)  # a tick of the daemon is due at the latest
-        page = running.page()
+        page, elapsed = running.page(), time.monotonic() - began
     used, spent = (
         value(page, name) - value(before, name)
         for name in ("beam_cpu_seconds_total", "scope_ebpf_hook_cpu_seconds_total")
@@ -96,9 +97,11 @@ def hooks(kind: str, seconds: float) -> None:
     downs = sum(float(x.split()[-1]) for x in page.splitlines() if x.startswith("beam_node_down_"))
     lost = value(page, "scope_ebpf_events_lost_total")
     budget, ratio = (value(page, f"scope_ebpf_{name}_ratio") for name in ("budget", "overhead"))
+    granted = budget * max(used, DAEMON_POLICY.min_cpus * elapsed)
     print(
         f"{kind}: {sent:,} messages to the other node, hooks took {spent:.3f} s beside the node's "
-        f"{used:.1f} s of CPU, {ratio:.2%} in the last minute (budget {budget:.1%}), "
+        f"{used:.1f} s of CPU in {elapsed:.0f} s ({granted:.3f} s granted), {ratio:.2%} of what "
+        f"counts as used in the last minute (budget {budget:.1%}), "
         f"lost {lost:.0f}; {downs:.0f} of {DROPS} lost connections"
     )
 

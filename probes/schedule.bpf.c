@@ -26,8 +26,11 @@ static __always_inline int handle_in(__u8 flags, __u32 tid, __u64 process)
 	__u64 now = bpf_ktime_get_ns(), *since = bpf_map_lookup_elem(&running, &tid);
 	struct schedule_record *schedule;
 
-	if (!is_wanted(flags, process))
+	if (!is_wanted(flags, process)) {
+		if (since)
+			*since = 0; /* else one that is wanted meanwhile began with another */
 		return 0;
+	}
 	if (since)
 		*since = now;
 	else if (bpf_map_update_elem(&running, &tid, &now, BPF_ANY))

@@ -136,7 +136,7 @@ def _processes(heading: str, holders: list[MemoryHolder]) -> Iterator[str]:
         yield _HOLDER.format(
             f"{one['pid']} {escaped(spelled(who))}",
             f"{'~' if one['memory_estimated'] else ''}{short(one['memory_bytes'])}",
-            short(one["binary_bytes"] + one["message_binary_bytes"]),
+            short(one["binary_bytes"] + one.get("message_binary_bytes", 0)),
             short(one["messages"]),
             _growth(rate),
         )

@@ -198,8 +198,9 @@ class Watch:
         self._published.telemetry = found
 
     def publish_marks(self, found: MarksReading, spent: float) -> None:
-        """Show *found* with the next reading, which took *spent* so far; called by its thread."""
-        self._published.marks, self._published.marks_spent = found, spent
+        """Show *found* with the next reading, which took *spent* since; called by its thread."""
+        self._published.marks = found
+        self._published.marks_spent += spent
 
     def fail(self, error: ScopeError) -> None:
         """Raise *error* at the next :meth:`tick`, so that the target is dropped; for any thread."""

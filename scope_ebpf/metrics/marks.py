@@ -67,7 +67,11 @@ class MarkSums:
     def add(
         self, calls: Mapping[str, Calls], seconds: float, now: float, error: float
     ) -> MarksReading:
-        """Add the *calls* of a window of *seconds* that ended at *now*, in monotonic seconds."""
+        """
+        Add the *calls* of a window of *seconds* that ended at *now*, in monotonic seconds.
+
+        Those of no name are of others.
+        """
         passed = seconds if self._last is None else max(seconds, now - self._last)
         self._last, factor = now, min(_LONGEST, passed) / seconds
         self._windows += 1
@@ -77,9 +81,11 @@ class MarkSums:
         for name, counts in calls.items():
             label = label_value(name)
             labelled[label] = labelled[label].plus(counts)
+        rest = labelled.pop("", Calls())  # of functions that were not counted apart
         worth = {name: counts.calls / seconds for name, counts in labelled.items()}
         named = self._ranking.update(worth, now)
         sums = {name: self._sums.get(name, Calls()) for name in (*sorted(named), OTHER)}
+        sums[OTHER] = sums[OTHER].plus(rest, factor)
         for name, counts in labelled.items():
             place = name if name in named else OTHER
             sums[place] = sums[place].plus(counts, factor)

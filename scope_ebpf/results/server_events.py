@@ -220,6 +220,8 @@ class Messages:
     down: int | None
     abandoned: int | None
     errors: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    #: Calls with an end that is looked for: not those of callers on other nodes. None for all.
+    followed: int | None = None
 
     @classmethod
     def none(cls, seconds: float) -> Messages:
@@ -253,7 +255,13 @@ class Messages:
             failed[1],
             failed[2],
             (errors[0], errors[1], errors[2]),
+            self.own_calls + other.own_calls,
         )
+
+    @property
+    def own_calls(self) -> int:
+        """Calls whose durations are those of ``call``."""
+        return self.calls if self.followed is None else self.followed
 
     @property
     def _counts(self) -> tuple[int, int, int]:

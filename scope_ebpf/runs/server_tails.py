@@ -117,5 +117,6 @@ class Tails:
     def _with(self, name: str, messages: Messages) -> Messages:
         if messages.call.reach is None:
             return messages
-        tail = self.of(name, messages.calls, messages.errors[0])
+        # Callers on other nodes are never seen to wait, so their calls are not known to be short.
+        tail = self.of(name, messages.own_calls, messages.errors[0])
         return replace(messages, call=replace(messages.call, tail=tail))

@@ -164,6 +164,7 @@ class Windows(Counting):
         if self._are_moved(slot, stats):
             queue = queue.unknown()
         calls, casts, infos = (round(int(stats[name]) * scale.factor) for name in _KINDS)
+        followed = int(times[2].ended.sum() + self._cut[2, slot].sum())
         errors = [self._moments.error(scale, (slot, number)) for number in range(len(_KINDS))]
         return Messages(
             self._moments.seconds,
@@ -177,4 +178,5 @@ class Windows(Counting):
             None,
             None,
             (errors[0], errors[1], errors[2]),
+            min(calls, round(followed * scale.factor)),
         )

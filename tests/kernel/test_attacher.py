@@ -10,12 +10,13 @@ import json
 import os
 import resource
 import select
+import signal
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from beams_run import require
+from beams_run import PATIENCE, require
 from test_daemon import QUICK, Running, always, daemon, named
 from test_leftovers import Scene, attached, scene_of
 from tracing import require_root, wait_until
@@ -191,3 +192,18 @@ def test_a_daemon_whose_attacher_has_no_room(scene: Scene, tmp_path: Path):
         code, errors = running.end()
     assert 0 == code
     assert "Traceback" not in errors
+
+
+def test_it_has_ended_only_when_it_has():
+    """
+    An answer that one thread waits for does not show another one that the process has ended.
+    """
+    poll = select.poll()
+    with Attacher() as attacher:
+        poll.register(attacher.fileno(), select.POLLIN)
+        request = json.dumps({"programs": [], "numbers": []}).encode()
+        socket.send_fds(attacher._channel, [request], [attacher.fileno()])
+        assert select.select([attacher._channel], [], [], PATIENCE)[0]
+        assert [] == poll.poll(0)
+        os.kill(attacher.pid, signal.SIGKILL)
+        assert poll.poll(1000 * PATIENCE)

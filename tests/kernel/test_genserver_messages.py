@@ -102,10 +102,9 @@ def test_every_message_is_counted_and_timed_as_its_server_does_itself(beam):
     assert modules["gs_backend"]["calls"]["count"] == truth["gs_chain"]["answered"]
     assert truth["gs_cast"]["casts"] == modules["gs_cast"]["casts"]["count"] > 0
     assert truth["gs_info"]["infos"] == modules["gs_info"]["infos"]["count"] > 0
-    assert (
-        truth["gs_fast"]["answered"] + truth["gs_info"]["infos"]
-        == (modules["gs_fast"]["calls"]["count"])
-    )
+    # Also those that the server of infos makes.
+    assert truth["gs_fast"]["answered"] == modules["gs_fast"]["calls"]["count"]
+    assert truth["gs_info"]["infos"] < truth["gs_fast"]["answered"]
     # Nobody asked these two anything but to answer when they were through.
     assert 1 == modules["gs_cast"]["calls"]["count"] == modules["gs_info"]["calls"]["count"]
     # A caller is known to have given up when it calls again.

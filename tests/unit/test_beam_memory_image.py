@@ -28,9 +28,10 @@ from scope_ebpf.beam.memory import search
 from scope_ebpf.beam.processes import atoms
 from scope_ebpf.beam.processes import table as processes
 from scope_ebpf.beam.processes.atoms import Atoms
+from scope_ebpf.beam.processes.blocks import Blocks
 from scope_ebpf.beam.processes.detail import FIELDS, detail, find
 from scope_ebpf.beam.processes.shapes import TermReader
-from scope_ebpf.beam.processes.sizes import memory_bytes
+from scope_ebpf.beam.processes.sizes import mailboxes, memory_bytes
 from scope_ebpf.beam.processes.table import LOAD, ProcessTable
 from scope_ebpf.beam.processes.view import Viewer
 from scope_ebpf.errors import ReadRefusedError, TooMuchError
@@ -328,6 +329,23 @@ def test_a_mailbox_in_a_circle_ends():
     sizes = memory_bytes(viewer.target, rows, limit=50)
     assert [False, True] == sizes.exact.tolist()
     assert 10 == len(detail(viewer, rows[:1])["messages"])
+
+
+def test_a_mailbox_holds_no_more_than_a_process_can_have():
+    """
+    Messages that claim 32 GB each, as memory may that was freed under the reader, hold nothing.
+    """
+    image = make(2)
+    viewer = view(image)
+    rows = viewer.table.snapshot().rows
+    first = int(rows["first_message"][0])
+    struct.pack_into("<Q", image.data, first - BASE, first)
+    for field, value in (("data", 1), ("hfrag.used_size", 1 << 32)):
+        at = first - BASE + image.layout.offset("ErtsMessage", field)
+        struct.pack_into("<Q", image.data, at, value)
+    struct.pack_into("<Q", image.data, at - 8, 1 << 32)
+    held = mailboxes(viewer.target, rows[:1], 50, Blocks(viewer.target))
+    assert ([0.0], [False]) == (held.bytes.tolist(), held.whole.tolist())
 
 
 def test_a_list_without_a_proper_end_and_bytes_that_are_no_text_are_written_as_erlang_does():

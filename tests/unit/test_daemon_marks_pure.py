@@ -47,7 +47,8 @@ class Watched:
         self.hooks = None
 
     def publish_marks(self, found: MarksReading, spent: float) -> None:
-        self.found, self.spent = found, spent
+        self.found = found
+        self.spent += spent
 
     def fail(self, error: Exception) -> None:
         self.error = error
@@ -152,11 +153,13 @@ def test_without_series_hooks_go_out(run: SimpleNamespace):
     run.watches = [watched] = [Watched()]
     run.go(10)
     assert watched.found.windows
+    spent = watched.spent
     run.config.marks = 0
     run.go(10)
     assert (MarksReading(), 1) == (watched.found, watched.closed)
     run.config.marks = 20
     run.go(10)
+    assert spent < watched.spent  # what was spent before is not earned again
     assert (2, True) == (watched.made, watched.found.windows > 0)
 
 
@@ -192,9 +195,11 @@ def test_names_are_bounded_and_the_rest_is_other():
     """
     sums, page = MarkSums(60), Page()
     for look in range(50):
-        calls = {f"m:f{n + look}/1": Calls(n + 1.0) for n in range(100)}
+        calls = {f"m:f{n + look}/1": Calls(n + 1.0) for n in range(100)} | {"": Calls(1000.0)}
         found = sums.add(calls, 1.0, float(look), 0.1)
     assert len(found.functions) <= 14
+    assert "" not in dict(found.functions)
+    assert 50 * 1000 < dict(found.functions)["other"].calls
     expose_marks(page, "shop", found)
     series = [
         sample

@@ -219,6 +219,16 @@ def test_memory_as_text_has_kinds_holders_and_what_was_not_read():
     assert [] == [line for line in lines if "\x1b" in line]
 
 
+def test_a_look_that_an_older_daemon_kept_is_shown(kept, capsys):
+    """
+    It does not say what binaries the messages refer to.
+    """
+    older = {key: value for key, value in HOLDER.items() if key != "message_binary_bytes"}
+    assert 0 == kept(processes=[older])
+    (holder,) = [line for line in capsys.readouterr().out.splitlines() if "<0.85.0>" in line]
+    assert ["~2.3M", "23", "77", "-500"] == holder.split()[-4:]
+
+
 @pytest.fixture
 def kept(tmp_path):
     """

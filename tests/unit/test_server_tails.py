@@ -6,6 +6,7 @@ Durations of calls from looks at calls that are open, beside planted ones.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,3 +80,14 @@ def test_looks_know_nothing_of_short_calls_nor_of_a_number_that_is_not_known():
     assert doubtful is not None
     assert doubtful.quantile(0.95) is None
     assert tails.of("other", len(planted), 0.02) is None
+
+
+def test_calls_from_other_nodes_are_not_short():
+    """
+    With nine times as many of them, which no look sees, p95 is still that of the planted calls.
+    """
+    tails, planted = looked(random.Random(23))
+    seen = events_of(10 * len(planted), 0.02)
+    seen.modules["slow"] = replace(seen.modules["slow"], followed=len(planted))
+    found = tails.add_to(seen).modules["slow"].call.quantile(0.95)
+    assert float(np.quantile(planted, 0.95)) == pytest.approx(found, rel=0.1)

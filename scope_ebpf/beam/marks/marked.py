@@ -102,7 +102,8 @@ class MarkedCode:
         self._target, self._patterns = target, patterns
         self._modules = Modules(target, atoms)
         self._functions = Functions(target, atoms, self._modules)
-        self._seen: set[int] = set()
+        #: Code that was read and is still there: module, and address of its header.
+        self._seen: set[tuple[int, int]] = set()
         self.found = Marked()
 
     def any(self) -> bool:
@@ -120,11 +121,16 @@ class MarkedCode:
         before = set(self.found.functions)
         names = self._modules.names()
         wanted = {index: name for name, index in names.items()}
-        for index, code in self._modules.code(wanted).items():
-            for header in (code.current, code.old, *code.others):
-                if header and header not in self._seen:
-                    self._seen.add(header)
-                    self._add(wanted[index], header)
+        there = {
+            (index, header)
+            for index, code in self._modules.code(wanted).items()
+            for header in (code.current, code.old, *code.others)
+            if header
+        }
+        # Where code was purged, other code may be later on.
+        new, self._seen = there - self._seen, there
+        for index, header in sorted(new):
+            self._add(wanted[index], header)
         return self.found.about(self.found.functions.keys() - before)
 
     def _add(self, module: str, header: int) -> None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _WORD = 8
 #: Bytes: no process has more in mailbox, links and dictionary.
 _MAX_BESIDES = 1 << 36
+#: Bytes of binaries that one mailbox refers to at most, each as often as it is referred to.
+_MAX_REFERRED = 1 << 44
 #: Words of one message or one name of a remote process: larger claims are not used.
 _MAX_PAYLOAD = 1 << 32
 #: Links, monitors or messages of one process that are read; the size of more is estimated.
@@ -321,8 +323,10 @@ def mailboxes(target: Target, rows: NDArray[np.void], limit: int, blocks: Blocks
     sizes += _sum(heads, lengths, len(chained))
     binaries += _sum(heads, _referred(fragments, 0), len(chained))
     whole[owners[~complete]] = False
-    held = _drawn(rows, owners, sizes, whole), _drawn(rows, owners, binaries, whole)
-    return Mailboxes(*held, whole)
+    held, referred = _drawn(rows, owners, sizes, whole), _drawn(rows, owners, binaries, whole)
+    # Memory that was freed and used again under the reader may claim anything.
+    odd = (held > _MAX_BESIDES) | (referred > _MAX_REFERRED)
+    return Mailboxes(np.where(odd, 0.0, held), np.where(odd, 0.0, referred), whole & ~odd)
 
 
 def _referred(fragments: NDArray[np.uint8], at: int) -> NDArray[np.float64]:

@@ -80,7 +80,7 @@ class Subject(Protocol):
         """Seconds of CPU a second that observing it may cost."""
 
     def publish_marks(self, found: MarksReading, spent: float) -> None:
-        """Take what the windows saw, and the seconds of the VM's CPU that they took so far."""
+        """Take what the windows saw, and the seconds of the VM's CPU that they took since."""
 
     def fail(self, error: ScopeError) -> None:
         """Take why the target must be dropped."""
@@ -125,16 +125,10 @@ class MarkedSight:
             if self._target.flavor != "jit":
                 raise ReadRefusedError("marks are seen on the JIT only")
             settings, hooks = hooks_of(self._target, self._atoms, ("callback",))
-            processes = ProcessTable(self._target, IDENTITY).count()
             ids = self._code.found.about(self._code.found.functions)
-            watch = MarkWatch(
-                self._target.identity,
-                settings,
-                hooks,
-                ids,
-                processes,
-                attacher=self._resources.attacher,
-            )
+            # Without the number of processes: in a window those that it has room for are enough.
+            attacher = self._resources.attacher
+            watch = MarkWatch(self._target.identity, settings, hooks, ids, attacher=attacher)
             self._watch = self._open.enter_context(watch)
         return self._watch is not None
 
@@ -205,8 +199,9 @@ class _State:
     is_marked: bool = False
     #: Seconds and calls of the last windows.
     last: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_LAST))
-    #: Seconds of the VM's CPU that hits took so far.
+    #: Seconds of the VM's CPU that hits took so far, and those of them that the VM knows of.
     spent: float = 0.0
+    published: float = 0.0
     refused: str = ""
 
     def close(self) -> None:
@@ -241,7 +236,7 @@ class MarkWindows(ReadingThread):
             if state.series != series or subject not in subjects:
                 state.close()
                 del self._states[subject]
-                subject.publish_marks(MarksReading(), state.spent)
+                _publish(subject, state, MarksReading())
         for subject in in_turns(subjects if series else (), lambda subject: subject.owner):
             state = self._states.setdefault(subject, _State(series, MarkSums(series)))
             if self.clock() >= state.due and not self._ended.is_set():
@@ -300,7 +295,7 @@ class MarkWindows(ReadingThread):
         error = error_of([size for size, _ in state.last], [count for _, count in state.last])
         reading = state.sums.add(found.calls, found.seconds, self.clock(), error)
         state.refused = ""
-        subject.publish_marks(reading, state.spent)
+        _publish(subject, state, reading)
 
     def _failed(self, subject: Subject, state: _State, error: Exception) -> None:
         """Note a failure, and begin anew at the next try."""
@@ -312,4 +307,10 @@ class MarkWindows(ReadingThread):
             say(logging.WARNING, "marks not read", pid=subject.target.pid, why=why)
         state.refused, state.is_marked = why, False
         state.close()
-        subject.publish_marks(MarksReading(refused=why), state.spent)
+        _publish(subject, state, MarksReading(refused=why))
+
+
+def _publish(subject: Subject, state: _State, found: MarksReading) -> None:
+    """Let *subject* show *found*; seconds are added to those of states that it had before."""
+    spent, state.published = state.spent - state.published, state.spent
+    subject.publish_marks(found, spent)

@@ -72,6 +72,7 @@ class Attacher(Closing):
         self._lock = threading.Lock()
         try:
             self._process = self._start(its)
+            self._pidfd = os.pidfd_open(self._process.pid)
         except OSError as error:
             self._channel.close()
             raise HostError(
@@ -106,8 +107,9 @@ class Attacher(Closing):
             Path(f"/proc/{self.pid}/autogroup").write_text(str(nice))
 
     def fileno(self) -> int:
-        """A descriptor that is readable when the process has ended, while no request is open."""
-        return self._channel.fileno()
+        """A descriptor that is readable when the process has ended, and not before."""
+        # Not the channel: there are answers in it, of which another thread waits for one.
+        return self._pidfd
 
     def attach(
         self,
@@ -169,8 +171,12 @@ class Attacher(Closing):
 
     def close(self) -> None:
         """End the process; returns when it has removed all breakpoints."""
-        self._channel.close()
+        with self._lock:  # another thread may wait for its answer
+            self._channel.close()
         self._process.wait()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
 
 
 class Uprobes:

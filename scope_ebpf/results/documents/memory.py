@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -130,8 +130,8 @@ class MemoryHolder(TypedDict):
     binary_bytes: int
     messages: int
     #: Off-heap binaries that its messages outside of its heap refer to, which are not in
-    #: binary_bytes; an estimate where memory_bytes is one.
-    message_binary_bytes: int
+    #: binary_bytes; an estimate where memory_bytes is one. Absent in older files of the daemon.
+    message_binary_bytes: NotRequired[int]
     #: Of struct and heaps, and of binary_bytes; null for a process that is new, and for one look.
     heap_bytes_per_second: float | None
     binary_bytes_per_second: float | None
