@@ -124,10 +124,70 @@ _NODES = Row(
     folded=True,
 )
 
+_MARKS_OFF: Final = "Empty where the config has no `[marks] series`, and for VMs without code that scope-mark has marked."
+#: Windows of marks are some seconds apart.
+_MARKED: Final = "sum by (NODE, function) (rate(beam_marked_{}_total{{HERE}}[10m]))"
+
+
+def _per(above: str, below: str) -> str:
+    """What the counter *above* rises by for one of *below*."""
+    return f"{_MARKED.format(above)} / ({_MARKED.format(below)} > 0)"
+
+
+_CALLBACKS = Row(
+    "Which marked callback is slow or fails?",
+    (
+        Panel(
+            "Marked callbacks",
+            "short",
+            "Calls of callbacks, the part of them that an exception ended, and the mean duration of calls within "
+            f"a window of 0.1 s; estimates of ten minutes. {_MARKS_OFF}",
+            "`scope-trace marks PID` has the distribution of the durations, callers, and the messages' tags.",
+            (
+                Query(_MARKED.format("calls"), "", column="a second", unit="cps"),
+                Query(
+                    _per("failures", "calls"),
+                    "",
+                    column="failed",
+                    unit="percentunit",
+                    warn=0.01,
+                    bad=0.05,
+                ),
+                Query(_per("duration_seconds", "timed_calls"), "", column="mean", unit="s"),
+            ),
+            "table",
+            width=24,
+            height=10,
+            low=None,
+            columns=(("node", "node"), ("instance", "host"), ("function", "function")),
+        ),
+        Panel(
+            "Possible error of the calls",
+            "percentunit",
+            f"Standard error of the number of calls in the last twelve windows, as a part of it. {_MARKS_OFF}",
+            "raise the budget, or mark fewer modules.",
+            (Query("max by (NODE) (scope_ebpf_marks_error_ratio{HERE})"),),
+            width=12,
+            warn=0.2,
+            bad=0.5,
+        ),
+        Panel(
+            "Time in which callbacks were counted",
+            "percentunit",
+            f"Part of the time in which hooks of marks were attached. {_MARKS_OFF}",
+            "callbacks that are called more often leave less time within the budget.",
+            (Query("min by (NODE) (scope_ebpf_marks_sampling_ratio{HERE})"),),
+            width=12,
+            high=1,
+        ),
+    ),
+    folded=True,
+)
+
 BOARD = Board(
     "genservers",
     "GenServers",
     "Servers by callback module: how busy they are, who waits for whom. It needs `[genservers] series` in "
-    "the daemon's config.",
-    (_MODULES, _NODES),
+    "the daemon's config; marked callbacks need `[marks] series`.",
+    (_MODULES, _NODES, _CALLBACKS),
 )

@@ -122,6 +122,23 @@ HTTP = Board(
                         sum by (NODE, route, exception) (rate(beam_http_exceptions_total{HERE}[5m])))""",
                     "{{exception}} in {{route}} NODE",
                 ),
+                Panel(
+                    "CPU by route",
+                    "percentunit",
+                    "CPU of Erlang processes by the request, callback or job that they work on, as parts of one CPU: "
+                    f"samples, without what a request has done by other processes. {_ESTIMATE} {_OFF}",
+                    "`scope-trace profile PID --by route` has the functions of each.",
+                    (
+                        Query(
+                            """topk by (NODE) (10, sum by (NODE, kind, route, callback)
+                                (rate(beam_route_cpu_seconds_total{HERE}[5m])))""",
+                            "{{kind}} {{route}} {{callback}} NODE",
+                            ranked=True,
+                        ),
+                    ),
+                    "bars",
+                    width=24,
+                ),
             ),
         ),
         Row(

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from prometheus import Prometheus
 
 TESTS = Path(__file__).parents[1]
+ROOT = TESTS.parent
 #: Seconds of load before the dashboards are looked at: what they show of it.
 SHOWN = 25
 #: How many points of a panel there are at least, a second apart.
@@ -47,6 +48,7 @@ min_age = 0
 snapshot_interval = "1s"
 findings_interval = "5s"
 genservers = {series = 60}
+marks = {series = 60}
 telemetry = {series = 500}
 budget = "30%"
 include_nodes = ["^rabbit@localhost$"]
@@ -109,6 +111,17 @@ TELLING = """
         end),
         done
     end"""
+#: A server whose callbacks are marked, called two hundred times a second.
+CALLING = """
+    begin
+        true = code:add_patha("PATH"),
+        {ok, Server} = gen_server:start(counted, [], []),
+        spawn(fun Call() ->
+            gen_server:call(Server, {planted, x}),
+            receive after 5 -> Call() end
+        end),
+        done
+    end"""
 #: Rates and the deaf one's mailbox are in the second look at the processes that we take; a check
 #: that was begun after they were planted has found them; and callers were seen waiting for a while.
 LOOKED_TWICE = f"""
@@ -118,7 +131,8 @@ LOOKED_TWICE = f"""
     and on (instance, node) beam_finding{{kind="deadlock"}}
     and on (instance, node) rate(beam_server_blocked_seconds_total{{callee!="other"}}[1m]) > 0
     and on (instance, node) rate(beam_job_queue_waits_total{{queue!="other"}}[1m]) > 0
-    and on (instance, node) rate(beam_live_view_exceptions_total{{view!="other"}}[1m]) > 0"""
+    and on (instance, node) rate(beam_live_view_exceptions_total{{view!="other"}}[1m]) > 0
+    and on (instance, node) rate(beam_marked_timed_calls_total{{function!="other"}}[1m]) > 0"""
 #: What RabbitMQ has of its client, which ends with the connection: until then it does not rest.
 AT_REST = "rabbit_amqqueue:count() =:= 0 andalso rabbit_networking:connections() =:= []"
 #: As many processes that want a scheduler all the time, until a deadline; and what the VM says.
@@ -145,7 +159,14 @@ PLANT_BUSY = f"""
 
 
 #: Beginnings of series that are there a while after the load has begun.
-LATE = ("beam_process_lifetime", "beam_http_", "beam_live_view_", "beam_db_", "beam_job_")
+LATE = (
+    "beam_process_lifetime",
+    "beam_http_",
+    "beam_live_view_",
+    "beam_db_",
+    "beam_job_",
+    "scope_ebpf_marks_",
+)
 
 
 @dataclass(frozen=True)
@@ -178,6 +199,7 @@ def play(folder: Path) -> Scene:
         test_daemon_threads.quota(app.pid, QUOTA) as cgroup,
         memory_limit(app.pid, cgroup),
         telling(app),
+        marked(app, folder),
         test_daemon.daemon(CONFIG, folder) as daemon,
     ):
         ports = {"scope-ebpf": daemon.port, "rabbitmq": app.ports["prometheus"]}
@@ -215,6 +237,24 @@ def telling(app: App) -> Iterator[None]:
     """
     path = beams_run.compiled_part("stock25", "telemetry-1.3")
     assert app.eval(TELLING.replace("PATH", str(path))) == "done"
+    yield
+
+
+@contextmanager
+def marked(app: App, folder: Path) -> Iterator[None]:
+    """
+    Let RabbitMQ have code that is marked, compiled in *folder*.
+    """
+    modules, command = folder / "marked", folder / "scope-mark"
+    modules.mkdir()
+    source, escript = TESTS / "mark/counted.erl", ROOT / "scope_mark/tools/escript.escript"
+    for words in (
+        ["erlc", "-o", modules, source],
+        ["escript", escript, command],
+        [command, modules / "counted.beam", "--profile", "callbacks"],
+    ):
+        subprocess.run(words, check=True, capture_output=True)
+    assert app.eval(CALLING.replace("PATH", str(modules))) == "done"
     yield
 
 
