@@ -97,8 +97,13 @@ def _only(addresses: list[int]) -> int | None:
 def _by_function(
     function: str, struct: str, field: str, check: Callable[[Target, int], bool], target: Target
 ) -> int | None:
-    """Find a struct by an exported function that reads one field of it."""
-    addresses = [a - target.layout.offset(struct, field) for a in referenced(target, function)]
+    """
+    Find a struct by an exported function that reads one field of it.
+
+    GCC names the address of the field, clang that of the struct.
+    """
+    offset = target.layout.offset(struct, field)
+    addresses = [a - back for a in referenced(target, function) for back in (offset, 0)]
     return _only([address for address in addresses if _holds(check, target, address)])
 
 
