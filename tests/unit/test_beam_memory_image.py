@@ -510,3 +510,19 @@ def test_collections_of_dirty_schedulers_lie_behind_their_lock(
     )
     target = SimpleNamespace(binary=binary, base=0x10000 if relative else 0)
     assert expected == search.SEARCHES["dirty_gc.info"](target)
+
+
+@pytest.mark.parametrize("named", [0x5000, 0x5000 + 24], ids=["its own", "a field's"])
+def test_a_struct_is_found_by_its_own_address_or_by_that_of_its_field(
+    monkeypatch: pytest.MonkeyPatch, named: int
+):
+    """
+    What clang names and what GCC names leads to the struct, if the check passes there alone.
+    """
+    monkeypatch.setattr(search, "referenced", lambda *_: [0x7000, named])
+    target = SimpleNamespace(layout=SimpleNamespace(offset=lambda *_: 24))
+    found = [
+        search._by_function("reads", "Struct", "field", lambda _, at: at in places, target)
+        for places in ({0x5000}, {0x5000, 0x7000}, set())
+    ]
+    assert [0x5000, None, None] == found
