@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import sys
 import tracemalloc
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -522,7 +523,11 @@ def test_a_struct_is_found_by_its_own_address_or_by_that_of_its_field(
     monkeypatch.setattr(search, "referenced", lambda *_: [0x7000, named])
     target = SimpleNamespace(layout=SimpleNamespace(offset=lambda *_: 24))
     found = [
-        search._by_function("reads", "Struct", "field", lambda _, at: at in places, target)
+        search._by_function("reads", "Struct", "field", partial(_lies_in, places), target)
         for places in ({0x5000}, {0x5000, 0x7000}, set())
     ]
     assert [0x5000, None, None] == found
+
+
+def _lies_in(places: set[int], _: object, address: int) -> bool:
+    return address in places
