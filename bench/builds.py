@@ -2,7 +2,7 @@
 """
 What works on emulators that were built with other compilers and options.
 
-    bench/builds.py [KIND ...]      default: stock25 odd-clang odd-hard
+    bench/builds.py [KIND ...]      default: stock25, and the odd ones that are there
 
 The kinds are those of tests/beams_run.py; tests/beams/build-odd.sh builds the odd ones. For each:
 planted events beside their counts, or why there is no count, collections beside the VM's own
@@ -12,6 +12,7 @@ answer, what is refused of its memory, and a planted split of CPU time (60, 30, 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,12 @@ PLANTED = {
     "hibernates 23": {"hibernate": 23, "spawn": 1, "exit": 1, "send": 23, "receive": 23},
     "ports 23": {"port_open": 23, "port_close": 23},
 }
+
+
+def odd() -> list[str]:
+    """The kinds of tests/beams/build-odd.sh that were built."""
+    names = (re.match(r"odd-[a-z]+(-[a-z]+)?", path.name) for path in beams_run.cache().iterdir())
+    return sorted({name[0] for name in names if name})
 
 
 def main(kinds: list[str]) -> None:
@@ -140,4 +147,4 @@ def split(kind: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["stock25", "odd-clang", "odd-hard"])
+    main(sys.argv[1:] or ["stock25", *odd()])

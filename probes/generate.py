@@ -248,6 +248,7 @@ def hook_text(hook: Table) -> str:
         optional=hook.get("optional"),
         call=hook.get("call"),
         local=hook.get("local"),
+        called_by=hook.get("called_by"),
         at_call=tuple(hook.get("at_call", {}).items()),
         arguments=tuple(hook.get("arguments", [])),
     )

@@ -1076,14 +1076,14 @@ VARIANTS = (
         Hook('port_close_usdt', 'port__exit'),
     )),
     Variant('port_busy', 'symbol', 'port', hooks=(
-        Hook('port_busy_entry', 'set_busy_port'),
+        Hook('port_busy_entry', 'set_busy_port', called_by='erts_deliver_port_exit'),
     )),
     Variant('port_busy', 'usdt', 'port', hooks=(
         Hook('port_busy_usdt', 'port__busy'),
         Hook('port_not_busy_usdt', 'port__not_busy'),
     )),
     Variant('dist_busy', 'symbol', 'dist', needs=('dsig_send_start',), hooks=(
-        Hook('dist_busy_entry', 'erts_suspend'),
+        Hook('dist_busy_entry', 'erts_suspend', called_by='erts_dsig_send'),
         Hook('dist_resume', 'erts_resume_processes', optional=True),
     )),
     Variant('dist_output', 'symbol', 'dist', hooks=(

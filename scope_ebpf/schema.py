@@ -42,6 +42,9 @@ class Hook(NamedTuple):
     call: str | None = None
     #: The called function is static: in a stripped file it is the only callee without a name.
     local: bool = False
+    #: A function that calls this one in every release: where it does not, the compiler has made
+    #: copies, whose calls would be missed.
+    called_by: str | None = None
     #: Settings, each with the register that it is set to at that call.
     at_call: tuple[tuple[str, str], ...] = ()
     #: Settings that are set to the registers of the function's arguments.

@@ -7,7 +7,8 @@ Real Erlang VMs for tests: started, talked to by lines, and ended by their pid.
 
 The kinds are the installed OTP 25 (``stock25``), the same with USDT probes (``usdt25``), that as an
 interpreter (``emu25``), and the OTP of other Debian suites in a root, mount and pid namespace of
-their own (``bullseye23``, ``trixie27``, ``sid29``).
+their own (``bullseye23``, ``trixie27``, ``sid29``). SCOPE_INSTEAD runs tests on another build, such
+as those of tests/beams/build-odd.sh: ``SCOPE_INSTEAD=stock25=odd-hard,sid29=odd-forky-lto``.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ _SUITES: Final = {"trixie27": "trixie", "sid29": "sid", "bullseye23": "bullseye"
 _PROBED: Final = {"usdt25": "beam", "emu25": "beam.emu"}
 #: Kinds of tests/beams/build-odd.sh, such as ``odd-clang``; no test needs them.
 _ODD: Final = "odd-"
+#: The kind that is started instead of another one.
+_INSTEAD: Final = dict(
+    pair.split("=") for pair in os.environ.get("SCOPE_INSTEAD", "").split(",") if pair
+)
 _OTP_ROOT: Final = Path("/usr/lib/erlang")
 #: The workloads are quiet on stdin and stdout except for their own lines.
 _QUIET: Final = ("-noinput", "-boot", "no_dot_erlang")
@@ -310,7 +315,10 @@ def build(kind: str) -> _Build:
     """
     The build of *kind*; the test is skipped, with the reason, where it is not there.
     """
+    kind = _INSTEAD.get(kind, kind)
     if kind in _SUITES:
+        return _suite(_SUITES[kind])
+    if kind.startswith(_ODD) and (cache() / kind / "usr").is_dir():
         return _suite(kind)
     if kind not in KINDS and not kind.startswith(_ODD):
         raise ValueError(f"no such kind of VM: {kind}; there are {', '.join(KINDS)}")
@@ -330,13 +338,13 @@ def build(kind: str) -> _Build:
     return _Build(None, environment, (f"{folder}/erlexec",), ("erlc",))
 
 
-def _suite(kind: str) -> _Build:
+def _suite(name: str) -> _Build:
     """
-    The Erlang of another Debian suite, behind a root of its own.
+    The Erlang of another Debian suite, behind a root of its own: the folder *name* of the cache.
     """
-    require(os.geteuid() == 0, f"{kind} lives in a chroot, which takes root")
-    made = _run([str(HERE / "beams/chroot.sh"), _SUITES[kind]])
-    require(made.returncode == 0, f"{kind} cannot be made: {made.stderr.strip()}")
+    require(os.geteuid() == 0, f"{name} lives in a chroot, which takes root")
+    made = _run([str(HERE / "beams/chroot.sh"), name])
+    require(made.returncode == 0, f"{name} cannot be made: {made.stderr.strip()}")
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp", "LC_ALL": "C.UTF-8"}
     return _Build(Path(made.stdout.strip()), environment, ("/usr/bin/erl",), ("/usr/bin/erlc",))
 

@@ -160,6 +160,7 @@ def symbol_attachments(
     if symbol is None:
         return []
     bounds.require_in_function(binary, symbol, symbol.address)
+    _require_caller(binary, symbol, hook)
     if hook.call and (at_call := _call(binary, symbol, hook)):
         bounds.require_in_function(binary, symbol, at_call)
         offset = binary.file_offset(at_call)
@@ -191,6 +192,18 @@ def symbol_attachments(
             source=symbol.source,
         )
     ]
+
+
+def _require_caller(binary: Executable, symbol: Symbol, hook: events.Hook) -> None:
+    """Refuse a function whose known caller calls it no more: a copy is called in its place."""
+    caller = binary.symbol(hook.called_by) if hook.called_by else None
+    if caller is None:
+        return
+    calls = binary.calls(caller.address, caller.size)
+    if symbol.address not in (target for _, target, _ in calls):
+        raise bounds.UnprovenPlaceError(
+            f"{caller.name} does not call it in this build, whose compiler has made copies of it"
+        )
 
 
 def _call(binary: Executable, symbol: Symbol, hook: events.Hook) -> int | None:

@@ -19,6 +19,8 @@ from scope_ebpf.sandbox.decoder import decode
 from scope_ebpf.sandbox.registers import ARGUMENTS, REGISTERS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from scope_ebpf.sandbox.decoder import Instruction
 
 #: Bytes from the start of a function, and the register of each argument there, or None.
@@ -30,6 +32,7 @@ _PROLOGUE = 64
 _ENDBR64 = "endbr64"
 _NUMBER = r"0x[0-9a-f]+|[0-9]+"
 _IMMEDIATE = re.compile(_NUMBER)
+_ADDRESS = re.compile(r"(?<!- )\b0x[0-9a-f]+")
 #: An operand in memory relative to the next instruction.
 _RELATIVE = re.compile(rf"\[rip(?: ([+-]) ({_NUMBER}))?\]")
 _WORD, _SIGN = 1 << 64, 1 << 63
@@ -70,14 +73,22 @@ def calls(code: bytes, start: int) -> list[tuple[int, int]]:
     ]
 
 
-def references(code: bytes, start: int) -> list[int]:
-    """The addresses that the function *code*, which begins at *start*, names relative to itself."""
+def references(code: bytes, start: int, variables: Sequence[range] = ()) -> list[int]:
+    """
+    The addresses that the function *code*, which begins at *start*, names relative to itself.
+
+    Code at a fixed address names *variables*, of which the ranges are given, by their own as well.
+    """
     found = []
     for instruction in decode(code):
         end = instruction.address + len(instruction.code)
         for sign, number in _RELATIVE.findall(instruction.operands):
             away = int(number or "0", 0)
             found.append(start + end + (-away if sign == "-" else away))
+        if variables and not instruction.mnemonic.startswith(("j", "call")):
+            operands = _RELATIVE.sub("", instruction.operands)
+            numbers = (int(number, 0) for number in _ADDRESS.findall(operands))
+            found += [n for n in numbers if any(n in part for part in variables)]
     return list(dict.fromkeys(found))
 
 

@@ -25,6 +25,8 @@ _BLOCK = 1 << 20
 _ADDRESSES = struct.Struct("<QQQ")
 _WORD = (1 << 64) - 1
 _MANGLED = re.compile(r"_Z([0-9]{1,3})(?=[A-Za-z_])")
+#: Sections of an emulator's variables (``beam.memory.search``).
+_VARIABLES = (".bss", ".data", "ERTS_LOW_WRITE")
 #: Through which a file calls functions of others, such as the stack protector's. They have no
 #: symbols of their own where a file is stripped.
 _STUBS = (".plt", ".plt.sec", ".plt.got")
@@ -204,9 +206,18 @@ class Questions:
         return self._at(address) is not None
 
     def on_references(self, address: int, size: int) -> list[int]:
-        """The addresses that a function names relative to its own code."""
-        found = code.references(self._body(address, size), address)[: limits.INSTRUCTIONS]
+        """The addresses that a function names: relative to its own code, and of variables."""
+        found = code.references(self._body(address, size), address, self._variables)
+        found = found[: limits.INSTRUCTIONS]
         return [address & _WORD for address in found]
+
+    @cached_property
+    def _variables(self) -> list[range]:
+        """Where variables lie in a file that is loaded at its own addresses."""
+        if self._elf.relative:
+            return []
+        found = (self._elf.sections.get(name) for name in _VARIABLES)
+        return [range(s.address, s.address + s.size) for s in found if s]
 
     def _body(self, address: int, size: int) -> bytes:
         if size > limits.CODE:

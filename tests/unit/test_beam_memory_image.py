@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import sys
 import tracemalloc
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from beam_image import ATOMS, BASE, PAGE, atom, make, pid
 
 from scope_ebpf.beam import layouts
 from scope_ebpf.beam.code.tables import CodeMap
+from scope_ebpf.beam.elf.contents import Symbol
 from scope_ebpf.beam.held.stacks import StackReader
 from scope_ebpf.beam.memory import search
 from scope_ebpf.beam.processes import atoms
@@ -478,3 +480,54 @@ def test_a_process_is_found_as_erlang_and_elixir_write_it(
     monkeypatch.setattr(viewer.names, "registered", lambda _rows: names)
     found = find(viewer, spelled)
     assert ([] if slot is None else [pid(slot)]) == found["id"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("relative", "lock", "expected"),
+    [
+        (True, b"\x48\x8d\x3d\x39\xef\xff\xff", 0x10068),  # lea rdi, [rip - 0x10c7]
+        (False, b"\xbf\x40\x00\x00\x00", 0x68),  # mov edi, 0x40
+        (True, b"\xbf\x40\x00\x00\x00", None),
+    ],
+    ids=["relative", "fixed", "a constant"],
+)
+def test_collections_of_dirty_schedulers_lie_behind_their_lock(
+    *, relative: bool, lock: bytes, expected: int | None
+):
+    """
+    The lock is named relative to the code, or by its own address where the file has a fixed one.
+    """
+    start, lock_init = 0x1100, 0x1800
+    call = start + len(lock)
+    code = lock + b"\xe8" + (lock_init - call - 5).to_bytes(4, "little", signed=True)
+    store = start + len(code) + 7
+    code += b"\x0f\x11\x05" + (0x68 - store).to_bytes(4, "little", signed=True)
+    symbols = {
+        "erts_init_gc": Symbol("erts_init_gc", start, len(code), True),
+        "ethr_mutex_init": Symbol("ethr_mutex_init", lock_init, 16, True),
+    }
+    binary = SimpleNamespace(
+        symbol=symbols.get, machine="x64", relative=relative, read=lambda *_: code
+    )
+    target = SimpleNamespace(binary=binary, base=0x10000 if relative else 0)
+    assert expected == search.SEARCHES["dirty_gc.info"](target)
+
+
+@pytest.mark.parametrize("named", [0x5000, 0x5000 + 24], ids=["its own", "a field's"])
+def test_a_struct_is_found_by_its_own_address_or_by_that_of_its_field(
+    monkeypatch: pytest.MonkeyPatch, named: int
+):
+    """
+    What clang names and what GCC names leads to the struct, if the check passes there alone.
+    """
+    monkeypatch.setattr(search, "referenced", lambda *_: [0x7000, named])
+    target = SimpleNamespace(layout=SimpleNamespace(offset=lambda *_: 24))
+    found = [
+        search._by_function("reads", "Struct", "field", partial(_lies_in, places), target)
+        for places in ({0x5000}, {0x5000, 0x7000}, set())
+    ]
+    assert [0x5000, None, None] == found
+
+
+def _lies_in(places: set[int], _: object, address: int) -> bool:
+    return address in places

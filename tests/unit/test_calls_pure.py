@@ -11,7 +11,7 @@ import pytest
 from profile_fixtures import TARGET
 
 from scope_ebpf.beam.code.captured_words import ShapeFormatter
-from scope_ebpf.beam.code.functions import Function, Pattern, parse
+from scope_ebpf.beam.code.functions import Function, Functions, Pattern, parse
 from scope_ebpf.beam.layouts import load
 from scope_ebpf.cli.calls import calls, choose
 from scope_ebpf.errors import UsageError
@@ -250,3 +250,19 @@ def test_the_tables_sum_up_what_was_seen():
     assert {"p50": 0.012, "p99": 0.023, "max": 0.023} == (
         summary.as_json()["functions"][0]["duration_seconds"]
     )
+
+
+@pytest.mark.parametrize(
+    ("code", "leads"),
+    [
+        ("48b960e6fa9bc0550000", True),
+        ("b910b6650040", True),  # of a build at a fixed address
+        ("49ffce0f8ef0fcffff49", False),
+    ],
+)
+def test_a_function_that_only_leads_to_c_is_recognized(code: str, *, leads: bool):
+    """
+    It loads its own name and then the address of the C function, which has 8 or 4 bytes.
+    """
+    begins = bytes.fromhex("eb0600e890ffffff" + "488d35d9ffffff488d15f2ffffff" + code)
+    assert leads == Functions._leads_to_c(SimpleNamespace(_call_bif=0), begins)

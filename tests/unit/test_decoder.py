@@ -75,3 +75,22 @@ def test_addresses_that_code_names_are_those_of_its_operands(functions: list[tup
         calls, references = calls + len(called), references + len(named)
     assert calls > 0
     assert references > 0
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"\xbf\x40\xb3\x87\x00", [0x87B340]),  # mov edi, 0x87b340
+        (b"\x48\x89\x0c\xf5\x80\xb3\x87\x00", [0x87B380]),  # mov [rsi * 8 + 0x87b380], rcx
+        (b"\x48\xc7\x05\x10\0\0\0\x40\xb3\x87\x00", [0x40101B, 0x87B340]),  # mov [rip + 0x10], it
+        (b"\xbf\x00\x00\x77\x00", []),  # mov edi, 0x770000: a text
+        (b"\xe8\x3b\xb3\x87\x00", []),  # a call as far away as the variables lie
+    ],
+)
+def test_code_at_a_fixed_address_names_variables_by_their_own(body: bytes, expected: list[int]):
+    """
+    Constants and distances count that lie among the variables; elsewhere no constant does.
+    """
+    variables = [range(0x840000, 0x890000)]
+    assert expected == code.references(body, 0x401000, variables)
+    assert [at for at in expected if at < 0x840000] == code.references(body, 0x401000)

@@ -59,6 +59,8 @@ class Executable:
     symbols: dict[str, int] = field(default_factory=dict)
     usdt_sites: tuple[Site, ...] = ()
     code: bytes = PUSH
+    #: Functions of which copies are called in their place.
+    copied: tuple[str, ...] = ()
 
     def symbol(self, name: str) -> Symbol | None:
         return function(name, self.symbols[name]) if name in self.symbols else None
@@ -74,7 +76,16 @@ class Executable:
 
     def calls(self, address: int, size: int) -> list[tuple[int, int, bool]]:
         found = code.calls(self.code.ljust(size, NOP)[:size], address)
+        found += [(address, target) for target in self._always_called(address)]
         return [(address, target, self._is_named(target)) for address, target in found]
+
+    def _always_called(self, address: int) -> list[int]:
+        return [
+            self.symbols[hook.name]
+            for hook in HOOKS
+            if hook.called_by and self.symbols.get(hook.called_by) == address
+            if hook.name in self.symbols and hook.name not in self.copied
+        ]
 
     def _is_named(self, address: int) -> bool:
         return any(0 <= address - start < 16 for start in self.symbols.values())
@@ -576,3 +587,27 @@ def test_a_probe_that_the_file_does_not_show_is_not_attached(changed, why):
     found = item(unproven(**changed), "hibernate", via="usdt")
     assert ("unavailable", f"process__hibernate: {why}") == (found.via, found.reason)
     assert "usdt" == item(unproven(), "hibernate", via="usdt").via
+
+
+@pytest.mark.parametrize(
+    ("event", "name", "caller"),
+    [
+        ("port_busy", "set_busy_port", "erts_deliver_port_exit"),
+        ("dist_busy", "erts_suspend", "erts_dsig_send"),
+    ],
+)
+def test_a_function_of_which_copies_are_called_is_refused(event: str, name: str, caller: str):
+    """
+    Where its caller does not call it, calls would be missed; without such a caller it is used.
+    """
+    known = ["dsig_send_start"]
+    symbols = stock().symbols | {"erts_dsig_send": BASE + 0x800}
+    whole = Executable(symbols)
+    assert "symbol" == item(whole, event, settings=known).via
+    copied = item(Executable(symbols, copied=(name,)), event, settings=known)
+    assert ("unavailable", True) == (
+        copied.via,
+        copied.reason.startswith(f"{name}: {caller} does not call it in this build"),
+    )
+    alone = Executable({key: at for key, at in symbols.items() if key != caller}, copied=(name,))
+    assert "symbol" == item(alone, event, settings=known).via

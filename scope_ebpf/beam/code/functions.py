@@ -35,8 +35,9 @@ _MAX_ARITY = 255
 _ERLANG = re.compile(r"(?P<module>.+?):(?P<function>.+?)(?:/(?P<arity>\d+|\*))?")
 _ELIXIR = re.compile(r"(?P<module>.+)\.(?P<function>[^.]+?)(?:/(?P<arity>\d+|\*))?")
 #: How a function begins that only leads to C: it loads its own name, then the address of the C
-#: function (beam/jit/x86/instr_bif.cpp, emit_call_bif). Bytes behind the 8 of the prologue.
-_CALLS_BIF = re.compile(rb"\x48\x8d\x35\xd9\xff\xff\xff.{7}\x48\xb9", re.DOTALL)
+#: function, of 4 bytes in a build at a fixed address (beam/jit/x86/instr_bif.cpp, emit_call_bif).
+#: Bytes behind the 8 of the prologue.
+_CALLS_BIF = re.compile(rb"\x48\x8d\x35\xd9\xff\xff\xff.{7}(?:\x48)?\xb9", re.DOTALL)
 _PROLOGUE = 8
 _LOOK = 32
 

@@ -45,8 +45,9 @@ _SECTIONS = (".bss", ".data", "ERTS_LOW_WRITE")
 _WORD = 8
 #: eheap_alloc, and the first word of an allocator that is enabled (ErtsAllocatorInfo_t).
 _EHEAP, _ENABLED = 6, 1 | 1 << 32
-#: ``lea X(%rip), %rdi; call Y``; soon after it ``movups %xmmN, X(%rip)`` or ``movq $0, X(%rip)``.
-_LOCK_INIT = re.compile(rb"\x48\x8d\x3d(.{4})\xe8(.{4})", re.DOTALL)
+#: ``lea X(%rip), %rdi``, at a fixed address ``mov $X, %edi``, and ``call Y``; soon after it
+#: ``movups %xmmN, X(%rip)`` or ``movq $0, X(%rip)``.
+_LOCK_INIT = re.compile(rb"(?:\x48\x8d\x3d(.{4})|\xbf(.{4}))\xe8(.{4})", re.DOTALL)
 _STORE_ZERO = re.compile(rb"\x0f\x11[\x05\x0d](.{4})|\x48\xc7\x05(.{4})\0{4}", re.DOTALL)
 #: Bytes: of code behind the call, and of data behind the lock.
 _NEAR = 64
@@ -96,8 +97,13 @@ def _only(addresses: list[int]) -> int | None:
 def _by_function(
     function: str, struct: str, field: str, check: Callable[[Target, int], bool], target: Target
 ) -> int | None:
-    """Find a struct by an exported function that reads one field of it."""
-    addresses = [a - target.layout.offset(struct, field) for a in referenced(target, function)]
+    """
+    Find a struct by an exported function that reads one field of it.
+
+    GCC names the address of the field, clang that of the struct.
+    """
+    offset = target.layout.offset(struct, field)
+    addresses = [a - back for a in referenced(target, function) for back in (offset, 0)]
     return _only([address for address in addresses if _holds(check, target, address)])
 
 
@@ -370,11 +376,16 @@ def _dirty_gc(target: Target) -> int | None:
     code = target.binary.read(start.address, start.size)
     found = []
     for call in _LOCK_INIT.finditer(code):
-        mutex = start.address + _beyond(call, 1, call.start(2) - 1)
+        if call[1] is not None:
+            mutex = start.address + _beyond(call, 1, call.start(3) - 1)
+        elif target.binary.relative:
+            continue
+        else:
+            mutex = int.from_bytes(call[2], "little")
         stores = _STORE_ZERO.finditer(code, call.end(), call.end() + _NEAR)
         stored = [start.address + _beyond(store, store.lastindex or 0) for store in stores]
         behind = [address for address in stored if 0 < address - mutex <= _NEAR]
-        if behind and start.address + _beyond(call, 2) == lock.address:
+        if behind and start.address + _beyond(call, 3) == lock.address:
             found.append(target.base + min(behind))
     return _only(found)
 
