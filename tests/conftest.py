@@ -25,7 +25,7 @@ BESIDE = {
         *("beam_churn", "beam_stuck", "beam_truth", "beam_wedged", "calls", "calls_elixir"),
         *("calls_interpreter", "errors", "held", "layout_drift", "maps", "mcp", "merge"),
         *("privileges", "ps_truth", "record", "run", "telemetry", "top_screen", "top_truth"),
-        *("trace_counts", "trace_dist", "trace_toy"),
+        *("trace_counts", "trace_dist", "trace_filters", "trace_toy"),
     )
 }
 #: Tests that compare rates and durations come last, when those beside them have ended.

@@ -152,8 +152,8 @@ def _details(target: Beam) -> dict[str, Any]:
 
 
 def _settings(target: Beam) -> dict[str, Any]:
-    settings, _ = kernel_constants(target)
-    return {name: int(settings[name]) for name in settings.dtype.names if settings[name]}
+    settings, atoms, _ = kernel_constants(target)
+    return {n: int(one[n]) for one in (settings, atoms) for n in one.dtype.names if one[n]}
 
 
 def _samples(target: Beam) -> dict[str, Any]:

@@ -192,6 +192,7 @@ def test_parts_that_moved_each_time_are_named():
         ("status_reason", "waits_for", "aliases", "suspends", "suspended_by", "node_monitors")
     )
     process |= {"message_queue_len": 2, "pid": "<0.1.0>", "messages": [], "stack": []}
+    process["mailbox"] = {"outside_bytes": 0}
     assert "moved" not in "\n".join(lines(process | {"moved": []}))
     shown = "\n".join(lines(process | {"moved": ["stack", "messages"]}))
     assert "  moved         stack, messages: changed each time it was read" in shown
