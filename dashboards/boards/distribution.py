@@ -208,6 +208,12 @@ _PEERS = Row(
             width=24,
             columns=(("node", "node"), ("instance", "host"), ("peer", "peer")),
         ),
+    ),
+)
+
+_LOST = Row(
+    "Connections that were lost",
+    (
         Panel(
             "Connections lost, by peer and reason",
             "short",
@@ -226,6 +232,7 @@ _PEERS = Row(
             width=24,
         ),
     ),
+    folded=True,
 )
 
 _WAITING = Row(
@@ -305,5 +312,5 @@ BOARD = Board(
     "distribution",
     "Distribution and ports",
     "Links to other nodes and ports: what is busy, who is suspended for it, and how full the table is.",
-    (_NOW, _PORTS, _PEERS, _WAITING, _LINKS, _BUSY),
+    (_NOW, _PORTS, _PEERS, _LOST, _WAITING, _LINKS, _BUSY),
 )

@@ -72,10 +72,11 @@ def test_servers_and_their_callers_are_named_without_a_hook(beam):
     modules = {one["module"]: one for one in document["modules"]}
     assert 3 == modules["gs_circle"]["processes"]
     assert "gen_statem" == modules["gs_state"]["behaviour"]
-    # The server that calls another one within its calls is busy as long as that one, or longer.
+    # The server that calls another one within its calls is busy as long as that one, or longer;
+    # what a look sees of the two is not of one moment.
     busy = {name: one["utilization"]["mean"] for name, one in modules.items()}
     assert 0 == busy["gs_circle"] == busy["kernel"]
-    assert 0.1 < busy["gs_backend"] <= busy["gs_chain"] <= 1
+    assert 0.1 < busy["gs_backend"] <= busy["gs_chain"] + 0.15 <= 1.15
     assert modules["gs_chain"]["busy_in"][0]["function"] == "gen:do_call/4"
     assert modules["gs_slow"]["busy_in"][0]["function"] == "timer:sleep/1"
     # What hooks alone could know is not guessed.

@@ -146,6 +146,7 @@ def _details(target: Beam) -> dict[str, Any]:
         if name and name.startswith(WHOLE):
             one = detail(viewer, rows[index : index + 1])
             unsure = ["memory_bytes"] if one.pop("memory_estimated", False) else []
+            unsure += ["mailbox"] if one["mailbox"]["estimated"] else []
             unsure += [key for key in UNTOLD if one[key] is None]
             found[name] = {key: value for key, value in one.items() if key not in unsure}
     return found

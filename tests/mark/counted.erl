@@ -14,6 +14,7 @@ main() ->
 loop(Port) ->
     receive
         {Port, {data, {_, "load"}}} -> load(), loop(Port);
+        {Port, {data, {_, "rest"}}} -> rest(), loop(Port);
         {Port, {data, {_, "spin"}}} -> spin(500000), io:format("spun~n"), loop(Port);
         {Port, {data, {_, "served"}}} -> io:format("served ~b~n", [served()]), loop(Port);
         {Port, {data, _}} -> plant(), io:format("done~n"), loop(Port);
@@ -63,8 +64,19 @@ kind(N) -> list_to_atom("kind_" ++ integer_to_list(N)).
 %% 500 calls a second, also where the host is busy; what was served is counted by the server itself.
 load() ->
     {ok, Server} = gen_server:start({local, counted}, ?MODULE, [], []),
-    spawn_link(fun() -> calls(Server, erlang:monotonic_time(millisecond)) end),
+    Load = spawn_link(fun() -> calls(Server, erlang:monotonic_time(millisecond)) end),
+    register(load, Load),
     io:format("loaded~n").
+
+%% No call is under way when it is said.
+rest() ->
+    Load = whereis(load),
+    unlink(Load),
+    Ended = monitor(process, Load),
+    exit(Load, kill),
+    receive {'DOWN', Ended, _, _, _} -> ok end,
+    gen_server:stop(counted),
+    io:format("resting~n").
 
 calls(Server, Due) ->
     ok = gen_server:call(Server, {work, x}),

@@ -358,6 +358,8 @@ def test_a_budget_gives_rates_with_their_error(beam):
     options = MarkOptions(5, "callbacks", 1.0)
     marks, error = watch(inspect(beam.pid), [parse("counted:handle_call")], options, begin)
     truth = served() - before
+    beam.send("rest")
+    beam.expect("resting")
     assert error is None
     document = documents.validated(marks.as_json())
     (row,) = document["functions"]
