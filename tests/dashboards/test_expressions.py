@@ -20,7 +20,7 @@ EMPTY = {
     "== 0 unless": "every hook could be had, so none is counted",
     "scope_ebpf_refused{": "every part could be read, so none is counted",
     "unless on (instance, node) instance_node_name:": "there is a ranking",
-    "unless beam_node_down_total": "no series of a peer begins within ten minutes of its first loss",
+    "unless beam_node_down_total": "no peer was lost for the first time just now",
     "unless on (instance, node) min_over_time": "every schedule could be counted",
 }
 
