@@ -84,7 +84,7 @@ def test_only_few_expressions_are_excused():
     """
     parts = [part for one in (*PANELS, *RULES) for part in asked.alternatives(one.expression)]
     assert [name for name in EMPTY if not any(name in part for part in parts)] == []
-    assert len([part for part in parts if excused(part)]) <= 8
+    assert len([part for part in parts if excused(part)]) <= 9
 
 
 @pytest.mark.parametrize(
