@@ -4,9 +4,10 @@
  *
  * Hooks:  ets_lookup_2 (telemetry 0.4 to 1.3) or persistent_term_get_1 and _2 (1.4), by which
  *         telemetry:execute/3 looks its handlers up; or a breakpoint on that function
- * Counts: rows: events by specification and labels, with the sums of their measurements; works:
- * what each process works on Emits:  on request a telemetry_span for each event with a
- * specification, and for each that begins what such an event ends; or for each event at all
+ * Counts: rows: events by specification and labels, with the sums of their measurements;
+ *         works: what each process works on
+ * Emits:  on request a telemetry_span for each event with a specification, and for each that
+ *         begins what such an event ends; or for each event at all
  *
  * The JIT stores the top of the Erlang stack in the Process before it calls such a function. There
  * lies the frame of execute/3, in which the compiler keeps the three arguments side by side, the

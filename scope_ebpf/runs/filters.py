@@ -62,6 +62,15 @@ class Filter:
         settings["filtered"] = self.process is not None
         settings["shortest_ns"] = int((self.shortest_ms or 0) * 1e6)
 
+    def notes(self, plan: Plan, settings: NDArray[np.void]) -> list[str]:
+        """What *plan* with *settings* leaves out besides."""
+        sends = any(
+            (item.event, item.via) == ("send", "symbol") and item.attachments for item in plan.items
+        )
+        if self.process is None or not sends or settings["dsig_from"]:
+            return []
+        return ["sends to other nodes are not counted: their sender is not known on this release"]
+
 
 def _unfit(item: Item) -> str | None:
     """Why *item* cannot be seen of one process alone; None where it can."""

@@ -137,7 +137,7 @@ class Trace:
         #: What is attached, and what is not, with the reason of each.
         self.plan = planned.plan
         #: What a reader of the figures should know.
-        self.notes = list(planned.notes)
+        self.notes = [*planned.notes, *options.only.notes(planned.plan, planned.settings)]
         if streamed:
             planned.settings["streamed"] = sum(1 << kind.id for kind in self.plan.kinds)
         self._forecaster = Forecaster(target)

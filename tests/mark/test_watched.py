@@ -280,7 +280,7 @@ def test_a_window_of_the_daemon_has_the_calls_within_it(beam, monkeypatch):
     """
     resources = SimpleNamespace(attacher=None, cost=GUESS)
     with closing(MarkedSight(inspect(beam.pid), SimpleNamespace(resources=resources))) as sight:
-        assert sight.refresh()
+        assert sight.refresh(room=True)
         planted = []
 
         def plant(_seconds: float) -> None:

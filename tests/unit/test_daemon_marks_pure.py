@@ -37,6 +37,7 @@ class Watched:
     spent: float = 0.0
     error: Exception | None = None
     made: int = 0
+    left_out: int = 0
     closed: int = 0
     windows: int = 0
     reads: int = 0
@@ -65,7 +66,8 @@ class ASight:
         self.watch = target.watch
         self.watch.made += 1
 
-    def refresh(self) -> bool:
+    def refresh(self, *, room: bool) -> bool:
+        assert room or not self.watch.windows  # what is counted keeps its room
         self.watch.reads += 1
         return self.watch.marked
 
@@ -75,7 +77,12 @@ class ASight:
             raise error
         passed = min(self.watch.rate * seconds, hits)
         calls = Calls(passed / 2, passed / 20, passed / 2, passed / 2000)
-        return Window(passed / self.watch.rate, {"shop:handle_call/3": calls}, round(passed))
+        return Window(
+            passed / self.watch.rate,
+            {"shop:handle_call/3": calls},
+            round(passed),
+            self.watch.left_out,
+        )
 
     def close(self) -> None:
         self.watch.closed += 1
@@ -133,17 +140,31 @@ def test_a_vm_without_marked_code_is_looked_at_now_and_then(run: SimpleNamespace
 
 def test_only_some_vms_have_windows_at_a_time(run: SimpleNamespace, monkeypatch):
     """
-    Of four marked VMs two are counted; another one is when one of them has gone.
+    Of four marked VMs two are counted, and the others refused; another one is counted when one of
+    them has gone.
     """
     monkeypatch.setattr(marks, "MOST", 2)
     run.watches = [Watched(pid) for pid in range(4)]
     run.go(60)
     counted = [one for one in run.watches if one.windows]
     assert 2 == len(counted)
+    refused = {one.found.refused for one in run.watches if one not in counted}
+    assert {"marked code of 2 VMs at most is observed at a time"} == refused
+    assert {""} == {one.found.refused for one in counted}
     run.watches = [one for one in run.watches if one is not counted[0]]
     run.go(200)
     assert 1 == counted[0].closed
     assert 2 == sum(bool(one.windows) for one in run.watches)
+
+
+def test_functions_without_room_are_refused_and_the_others_counted(run: SimpleNamespace):
+    """
+    Code that was loaded later may have more functions than the map has room for.
+    """
+    run.watches = [watched] = [Watched(left_out=23)]
+    run.go(60)
+    assert "23 marked functions found no room" == watched.found.refused
+    assert watched.found.functions[0][1].calls > 0
 
 
 def test_without_series_hooks_go_out(run: SimpleNamespace):

@@ -54,6 +54,24 @@ def test_settings_say_what_programs_leave_out():
         assert bool(only) == any(expected)
 
 
+def test_sends_without_a_known_sender_are_noted():
+    """
+    OTP 28 and later give no sender to what goes to other nodes; a USDT probe names it.
+    """
+    unknown, known = np.zeros((2,), events.SETTINGS)
+    known["dsig_from"] = 32
+    sends = plan(("send", "symbol"))
+    (note,) = Filter("init").notes(sends, unknown)
+    assert "sender is not known" in note
+    for only, planned, settings in (
+        (Filter("init"), sends, known),
+        (Filter("init"), plan(("send", "usdt")), unknown),
+        (Filter("init"), plan(("gc", "symbol")), unknown),
+        (Filter(shortest_ms=1), sends, unknown),
+    ):
+        assert not only.notes(planned, settings)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

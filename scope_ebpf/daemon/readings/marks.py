@@ -87,11 +87,16 @@ class Subject(Protocol):
 
 
 class Window(NamedTuple):
-    """One window: its seconds, calls by function, and the hits that it took, also around it."""
+    """
+    One window: its seconds, calls by function, and the hits that it took, also around it.
+
+    ``left_out`` are marked functions, loaded since, of which no call is counted.
+    """
 
     seconds: float
     calls: dict[str, Calls]
     hits: int
+    left_out: int = 0
 
 
 class MarkedSight:
@@ -114,14 +119,18 @@ class MarkedSight:
         self._before: dict[str, Calls] = {}
         #: Calls that failed with their process, by function: the kernel side has not counted them.
         self._ended: Counter[str] = Counter()
-        self._hits = 0
+        self._hits = self._left_out = 0
 
-    def refresh(self) -> bool:
-        """Read which code is marked; whether there is any. Raises ScopeError."""
+    def refresh(self, *, room: bool) -> bool:
+        """
+        Read which code is marked; whether there is any. Raises ScopeError.
+
+        Only with *room* programs are loaded for it.
+        """
         fresh = self._code.refresh()
         if self._watch is not None:
-            self._watch.add(fresh)
-        elif self._code.found.functions:
+            self._left_out += self._watch.add(fresh)
+        elif self._code.found.functions and room:
             if self._target.flavor != "jit":
                 raise ReadRefusedError("marks are seen on the JIT only")
             settings, hooks = hooks_of(self._target, self._atoms, ("callback",))
@@ -130,10 +139,10 @@ class MarkedSight:
             attacher = self._resources.attacher
             watch = MarkWatch(self._target.identity, settings, hooks, ids, attacher=attacher)
             self._watch = self._open.enter_context(watch)
-        return self._watch is not None
+        return bool(self._code.found.functions)
 
     def window(self, seconds: float, hits: int) -> Window:
-        """Count for *seconds*, or for *hits*; after :meth:`refresh` has found marked code."""
+        """Count for *seconds*, or for *hits*; after :meth:`refresh` has loaded programs."""
         watch = self._watch
         assert watch is not None  # noqa: S101 - as it says
         watch.attach()
@@ -154,7 +163,7 @@ class MarkedSight:
         )
         calls = self._since(failed)
         watch.forget_open()
-        return Window(max(1, closed - opened) / 1e9, calls, self._hits - before)
+        return Window(max(1, closed - opened) / 1e9, calls, self._hits - before, self._left_out)
 
     def _gone(self, watch: MarkWatch) -> set[int]:
         """Processes with open calls that have ended, of the first ones."""
@@ -280,9 +289,14 @@ class MarkWindows(ReadingThread):
         if self.clock() < state.code_due:
             return
         what = f"looking for marked code of process {subject.target.pid}"
+        others = sum(one.is_marked for one in self._states.values() if one is not state)
+        room = others < MOST
         with limited(LookLimits(what, data=_DATA, calls=_CALLS, cpu=_CPU, wall=_WALL)):
-            others = sum(one.is_marked for one in self._states.values() if one is not state)
-            state.is_marked = others < MOST and state.sight.refresh()
+            is_marked = state.sight.refresh(room=room)
+        state.is_marked = is_marked and room
+        if is_marked and not room:
+            _refuse(subject, state, f"marked code of {MOST} VMs at most is observed at a time")
+            _publish(subject, state, MarksReading(refused=state.refused))
         state.code_due = self.clock() + (_CODE if state.is_marked else _UNMARKED)
 
     def _count(self, subject: Subject, state: _State) -> None:
@@ -294,8 +308,9 @@ class MarkWindows(ReadingThread):
         state.last.append((found.seconds, calls))
         error = error_of([size for size, _ in state.last], [count for _, count in state.last])
         reading = state.sums.add(found.calls, found.seconds, self.clock(), error)
-        state.refused = ""
-        _publish(subject, state, reading)
+        left_out = found.left_out
+        _refuse(subject, state, f"{left_out} marked functions found no room" if left_out else "")
+        _publish(subject, state, replace(reading, refused=state.refused))
 
     def _failed(self, subject: Subject, state: _State, error: Exception) -> None:
         """Note a failure, and begin anew at the next try."""
@@ -303,11 +318,17 @@ class MarkWindows(ReadingThread):
         why = str(error) if known else repr(error)
         if not known:
             self.errors["snapshot"] += 1
-        if not state.refused:
-            say(logging.WARNING, "marks not read", pid=subject.target.pid, why=why)
-        state.refused, state.is_marked = why, False
+        _refuse(subject, state, why)
+        state.is_marked = False
         state.close()
         _publish(subject, state, MarksReading(refused=why))
+
+
+def _refuse(subject: Subject, state: _State, why: str) -> None:
+    """Keep why calls are not counted, "" if they are; the first reason is logged."""
+    if why and not state.refused:
+        say(logging.WARNING, "marks not read", pid=subject.target.pid, why=why)
+    state.refused = why
 
 
 def _publish(subject: Subject, state: _State, found: MarksReading) -> None:
