@@ -285,9 +285,10 @@ def test_what_keeps_no_budget_is_refused_in_one_line(stock: beams_run.Beam):
     assert "--exact" in outcome.errors
     words = ("--pid", str(stock.pid), "--events", "all", "--duration", "0.5", "--format", "json")
     events = scope_trace(*words, *BUDGET).document["events"]
-    off = {name: event for name, event in events.items() if event["via"] == "unavailable"}
-    assert ["thread"] == list(off)
-    assert "--exact" in off["thread"]["reason"]
+    off = {name: event["reason"] for name, event in events.items() if "reason" in event}
+    assert ["thread", "mark_callback", "mark_function"] == list(off)
+    assert "--exact" in off["thread"]
+    assert "no code that it has loaded is marked" in off["mark_callback"]
 
 
 def test_the_state_of_a_vm_is_what_it_is():
