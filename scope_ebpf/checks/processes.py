@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 #: Messages from which on a mailbox is a finding, and a critical one; the same of a log handler.
 _LONG, _VERY_LONG, _LOGGER = 1000, 100_000, 500
 #: Bytes and part of the VM's memory from which on what one process holds is a finding.
-_LARGE, _SHARE = 64 << 20, 0.5
+LARGE, SHARE = 64 << 20, 0.5
 #: Bytes of carriers without blocks, and the part of the carriers that these are.
 _EMPTY, _EMPTY_SHARE = 128 << 20, 0.6
 #: Restarts within its period from which on a supervisor is a finding.
@@ -194,7 +194,7 @@ class Memory:
         self, rows: NDArray[np.void], sizes: NDArray[np.float64], total: int
     ) -> list[tuple[Involved, float]]:
         order = np.argsort(-sizes, kind="stable")[:SHOWN]
-        order = order[(sizes[order] >= _LARGE) & (sizes[order] >= _SHARE * total)]
+        order = order[(sizes[order] >= LARGE) & (sizes[order] >= SHARE * total)]
         return list(zip(self._scene.involved(rows[order]), sizes[order].tolist(), strict=True))
 
     def _fragmented(self, allocators: tuple[Allocator, ...]) -> list[Finding]:
@@ -228,7 +228,7 @@ class Memory:
         resident = 1024 * (status_number(status, "RssAnon") or 0)
         carriers = sum(one.carriers for one in allocators)
         outside = resident - carriers
-        if outside < 2 * _EMPTY or outside < _SHARE * resident:
+        if outside < 2 * _EMPTY or outside < SHARE * resident:
             return []
         text = (
             (

@@ -30,11 +30,13 @@ from scope_ebpf.daemon.readings.threads import WatchedThreads
 from scope_ebpf.errors import HostError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.observers.thread_watch import ThreadWatch
+from scope_ebpf.runs.check import check
 
 if TYPE_CHECKING:
     import numpy as np
 
     from scope_ebpf.metrics.reading import NifReading
+    from scope_ebpf.results.check import Check
 
 NORMAL = ROLES.index("normal")
 #: Standard errors by which what is sampled may be off.
@@ -285,7 +287,7 @@ def test_a_slot_that_is_used_again_begins_at_zero(watch):
 class Spins(NamedTuple):
     """
     Of normal schedulers: samples, busy ones among them, CPU seconds, those without work as the VM
-    says, and those at work as we say.
+    says, and those at work as we say. What a check finds, and the seconds of the samples.
     """
 
     samples: int
@@ -293,6 +295,8 @@ class Spins(NamedTuple):
     cpu: float
     spun: float
     worked: float
+    verdict: Check
+    seconds: float
 
     def spread(self) -> float:
         """
@@ -317,13 +321,16 @@ def spins(watch, kind: str, enough: int, *options: str) -> Spins:
             assert time.monotonic() < deadline, f"{samples} samples only"
             worked += int(beam.ask("flicker 1000").partition("worked=")[2]) / 1e6
             seen.tick()
-        ours = seen.accounting.sampled.working * (time.monotonic() - began)
+        seconds = time.monotonic() - began
+        ours = seen.accounting.sampled.working * seconds
         cpu = books(beam.pid)[0] - first
         busy = int(seen.totals[NORMAL]["busy_waits"] - before["busy_waits"])
         reported = seen.accounting.sampled.busy_wait[0] - spun
         assert reported == pytest.approx(busy / events.SAMPLE_HZ)
         seen.close()
-    return Spins(samples, busy, cpu, cpu - worked, ours)
+        # A check that looks whenever the VM was woken a hundred times.
+        found = check(inspect(beam.pid), 0.0, lambda _: beam.ask("flicker 100"))
+    return Spins(samples, busy, cpu, cpu - worked, ours, found, seconds)
 
 
 @pytest.mark.parametrize("kind", ["stock25", "trixie27", "sid29"])
@@ -340,6 +347,9 @@ def test_busy_waiting_is_distinguished_from_work(watch, kind):
     work = found.cpu - found.spun
     assert found.worked == pytest.approx(work, abs=(found.spread() + 0.1) * found.cpu)
     assert found.worked < 0.6 * found.cpu
+    (first, *_) = found.verdict.sorted()
+    assert ("busy_wait", "warning") == (first.kind, first.severity)
+    assert first.evidence["per_second"] == pytest.approx(found.cpu / found.seconds, rel=0.5)
     # Each sample stands for the same time.
     near = SIGMAS * math.sqrt(found.samples)
     assert found.samples == pytest.approx(
@@ -353,6 +363,7 @@ def test_without_busy_waiting_there_is_none(watch):
     """
     found = spins(watch, "stock25", 12, "+sbwt", "none")
     assert found.busy / found.samples < 0.5
+    assert "busy_wait" not in [one.kind for one in found.verdict.findings]
 
 
 def test_a_scheduler_that_is_not_found_has_no_busy_waiting(watch, monkeypatch):
