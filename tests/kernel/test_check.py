@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,7 +22,10 @@ from beams_run import PATIENCE
 from test_daemon_threads import quota, times_throttled
 from tracing import require_root, scope_trace, wait_until
 
+from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.cli import check, main
+from scope_ebpf.errors import NotPermittedError, TargetEndedError
+from scope_ebpf.runs.check import check as check_vm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -276,6 +280,59 @@ def first_of(kind: str, beam: beams_run.Beam, look) -> dict[str, Any]:
         assert time.monotonic() < until, found
 
 
+#: What msacc counts of all schedulers of a type, in this order.
+ACCOUNTED = ("emulator", "gc", "port", "sleep", "aux", "check_io", "other")
+MSACC = (
+    "[lists:sum([maps:get(K, maps:get(counters, M)) || M <- "
+    "erlang:statistics(microstate_accounting), maps:get(type, M) =:= {}]) || K <- [{}]]"
+)
+
+
+def accounted(beam: beams_run.Beam, kind: str) -> dict[str, float]:
+    """
+    The parts of the time that schedulers of a kind spent in each state, as the node counts it.
+    """
+    counts = json.loads(beam.ask(f"tell {MSACC.format(kind, ', '.join(ACCOUNTED))}"))
+    return {state: count / sum(counts) for state, count in zip(ACCOUNTED, counts, strict=True)}
+
+
+def test_the_split_of_schedulers_is_what_msacc_counts(node):
+    """
+    Missing code keeps normal schedulers busy in part, a collector a dirty one all the time.
+    """
+    with ailing(node, "code", "gc"):
+        node.ask("tell erlang:system_flag(microstate_accounting, true)")
+        command = ("schedulers", str(node.pid), "--once", "--split", "-i", LONGER)
+        document = scope_trace(*command, "--format", "json").document
+        own = {kind: accounted(node, kind) for kind in ("scheduler", "dirty_cpu_scheduler")}
+        node.ask("tell erlang:system_flag(microstate_accounting, false)")
+    normal, dirty = (
+        [one["split"] for one in document["threads"] if one["kind"] == kind]
+        for kind in ("normal", "dirty_cpu")
+    )
+    for split in (*normal, *dirty):
+        shares = {key: split[key] for key in split.keys() - {"samples", "error"}}
+        assert pytest.approx(1, abs=0.001) == sum(shares.values())
+        assert split["error"] <= 1.96 * 0.5 / split["samples"] ** 0.5 + 0.001
+
+    def ours(found: list[dict[str, float]], *states: str) -> float:
+        return sum(one[state] for one in found for state in states) / len(found)
+
+    def about(found: list[dict[str, float]], share: float) -> Any:
+        # The node counts a little longer, and a busy host keeps who samples from its turn.
+        return pytest.approx(share, abs=2 * max(one["error"] for one in found) + 0.1)
+
+    theirs = own["scheduler"]
+    rest = sum(theirs[state] for state in ("aux", "check_io", "other"))
+    assert ours(normal, "erlang", "nif") == about(normal, theirs["emulator"])
+    assert ours(normal, "port") == about(normal, theirs["port"])
+    assert ours(normal, "sleep") + ours(normal, "other", "busy_wait") == about(
+        normal, theirs["sleep"] + rest
+    )
+    assert ours(dirty, "gc") == about(dirty, own["dirty_cpu_scheduler"]["gc"])
+    assert ours(dirty, "gc") > 0.2
+
+
 @pytest.mark.parametrize("case", HELD)
 def test_schedulers_that_native_functions_hold_are_named(node, pipe, looked, case):
     """
@@ -437,6 +494,16 @@ def test_a_thousand_findings_are_ten_and_a_count(node, looked):
     assert {"mailbox": 990} == document["left_out"]
 
 
+def test_a_user_who_may_not_read_a_vm_is_refused(node):
+    """
+    In one line, and with the exit code of a refusal, not of a finding.
+    """
+    nothing = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
+    refused = scope_trace("check", str(node.pid), prefix=nothing)
+    assert NotPermittedError.exit_code == refused.code
+    assert 1 == len(refused.errors.splitlines()), refused.errors
+
+
 def test_a_critical_limit_fails_only_what_was_asked(node, looked):
     """
     A warning does not fail ``--fail-on critical``.
@@ -484,6 +551,8 @@ def assert_ends(beam: beams_run.Beam, look) -> None:
     assert beam.ask("plant port") == "done port"
     assert beam.ask("halt") == "done"
     wait_until(lambda: is_halting(look(beam)), "it halts")
+    with pytest.raises(TargetEndedError):
+        check_vm(inspect(beam.pid), 1.0, lambda _: os.kill(beam.pid, signal.SIGKILL))
 
 
 def is_halting(document: dict[str, Any]) -> bool:

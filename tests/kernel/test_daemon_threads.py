@@ -287,7 +287,7 @@ def test_a_slot_that_is_used_again_begins_at_zero(watch):
 class Spins(NamedTuple):
     """
     Of normal schedulers: samples, busy ones among them, CPU seconds, those without work as the VM
-    says, and those at work as we say. What a check finds, and the seconds of the samples.
+    says, and those at work as we say. What a check finds.
     """
 
     samples: int
@@ -296,7 +296,6 @@ class Spins(NamedTuple):
     spun: float
     worked: float
     verdict: Check
-    seconds: float
 
     def spread(self) -> float:
         """
@@ -321,16 +320,27 @@ def spins(watch, kind: str, enough: int, *options: str) -> Spins:
             assert time.monotonic() < deadline, f"{samples} samples only"
             worked += int(beam.ask("flicker 1000").partition("worked=")[2]) / 1e6
             seen.tick()
-        seconds = time.monotonic() - began
-        ours = seen.accounting.sampled.working * seconds
+        ours = seen.accounting.sampled.working * (time.monotonic() - began)
         cpu = books(beam.pid)[0] - first
         busy = int(seen.totals[NORMAL]["busy_waits"] - before["busy_waits"])
         reported = seen.accounting.sampled.busy_wait[0] - spun
         assert reported == pytest.approx(busy / events.SAMPLE_HZ)
         seen.close()
-        # A check that looks whenever the VM was woken a hundred times.
-        found = check(inspect(beam.pid), 0.0, lambda _: beam.ask("flicker 100"))
-    return Spins(samples, busy, cpu, cpu - worked, ours, found, seconds)
+        beam.ask("tick 20")
+        found = verdict(beam, "busy_wait" if "none" not in options else None)
+    return Spins(samples, busy, cpu, cpu - worked, ours, found)
+
+
+def verdict(beam: beams_run.Beam, kind: str | None) -> Check:
+    """
+    A check of the VM: the first one that finds something of this kind, which a busy host may hide.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        found = check(inspect(beam.pid), 1.5)
+        if kind in (None, *(one.kind for one in found.findings)):
+            return found
+        assert time.monotonic() < deadline, found.verdict()
 
 
 @pytest.mark.parametrize("kind", ["stock25", "trixie27", "sid29"])
@@ -349,7 +359,7 @@ def test_busy_waiting_is_distinguished_from_work(watch, kind):
     assert found.worked < 0.6 * found.cpu
     (first, *_) = found.verdict.sorted()
     assert ("busy_wait", "warning") == (first.kind, first.severity)
-    assert first.evidence["per_second"] == pytest.approx(found.cpu / found.seconds, rel=0.5)
+    assert first.evidence["share"] >= 0.3
     # Each sample stands for the same time.
     near = SIGMAS * math.sqrt(found.samples)
     assert found.samples == pytest.approx(
