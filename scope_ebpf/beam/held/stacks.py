@@ -248,8 +248,8 @@ class StackReader:
         now, reductions = words.reshape(2, -1)
         now >>= np.uint64(8 * (state % _WORD))
         away = np.uint64(ON_SCHEDULER | COLLECTING)
-        stands: NDArray[np.bool_] = read.reshape(2, -1).all(axis=0)
-        stands &= ((now | rows["state"]) & away == 0) & (reductions == rows["reductions"])
+        stands: NDArray[np.bool_] = (now | rows["state"]) & away == 0
+        stands &= (reductions == rows["reductions"]) & read.reshape(2, -1).all(axis=0)
         return stands
 
 

@@ -165,6 +165,16 @@ class Mailbox(TypedDict):
     estimated: bool
 
 
+class Related(TypedDict):
+    """A process or port of the same VM that a process is linked to, or has a monitor with."""
+
+    #: A pid or port as Erlang writes it.
+    process: str
+    #: Registered name; null without one.
+    name: str | None
+    initial_call: str | None
+
+
 class ProcessDetail(ProcessRow):
     """Everything that can be read of one process; a count is null where it was not read whole."""
 
@@ -187,6 +197,8 @@ class ProcessDetail(ProcessRow):
     suspends: int | None
     suspended_by: int | None
     node_monitors: int | None
+    #: The first ten of each: links, monitors, watchers, suspends, suspended_by.
+    related: dict[str, list[Related]]
     mailbox: Mailbox
     #: Shapes of the messages that wait longest.
     messages: list[str]
