@@ -39,6 +39,8 @@ _SUPERVISORS, _STACK, _CELLS = 2000, 32, 20_000
 _WORD = 8
 #: Bytes of a supervisor's state that are read, and the tag of a small integer.
 _STATE, _SMALL = 9 * _WORD, 0xF
+#: Words of the largest state: OTP 25 has 13 with its name, 29 has 16.
+_STATE_WORDS = 24
 
 
 class Mailboxes:
@@ -333,7 +335,7 @@ def restarts(viewer: Viewer, rows: NDArray[np.void]) -> dict[int, Restarts]:
     raw, read = memory.gather(words & np.uint64(POINTER_MASK), _STATE)
     fields = raw.view(np.uint64)
     header = fields[:, 0]
-    read &= (header & np.uint64(0x3F) == 0) & (header >= 9 << 6) & (header <= 14 << 6)
+    read &= (header & np.uint64(0x3F) == 0) & (header >= 9 << 6) & (header <= _STATE_WORDS << 6)
     read &= (fields[:, 6] & np.uint64(_SMALL) == _SMALL) & (fields[:, 7] & _SMALL == _SMALL)
     tags = {tag: is_atom(tag) and viewer.atoms.text(tag) for tag in set(fields[read, 1].tolist())}
     read[read] = [tags[tag] == "state" for tag in fields[read, 1].tolist()]

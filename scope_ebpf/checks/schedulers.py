@@ -33,7 +33,7 @@ _ENOUGH, _MOSTLY = 8, 0.7
 _COLLECTS, _FLAGGED = 0.5, 0.25
 #: Work in the run queues for each scheduler, at the least of all looks.
 _CROWD = 20
-#: CPU seconds a second that schedulers which mostly spin use, or would use if they had a CPU.
+#: CPU seconds a second of schedulers that mostly spin.
 _SPINNING = 0.5
 #: ERTS_PSFLG_IN_RUNQ, and the bits of the priority at which a process is queued
 #: (OTP-25.2.3 erts/emulator/beam/erl_process.h).
@@ -201,9 +201,8 @@ class Threads:
             for at in (0, -1)
         )
         cpu = (last - first) / (self._looks[-1][0] - self._looks[0][0])
-        # On a host that gives them less than that they want it, which is as bad.
-        wanted = sum(i.thread.state == "R" for i in items) / len(self._looks)
-        if max(cpu, wanted) < _SPINNING or works > 1 - _MOSTLY or spins < 0.3:
+        # On a host that is full a short spin lasts for many looks, but takes no CPU.
+        if cpu < _SPINNING or works > 1 - _MOSTLY or spins < 0.3:
             return None
         text = (
             (

@@ -256,6 +256,14 @@ HELD = {
 }
 
 
+def test_restarts_are_counted_on_other_releases(newer, looked):
+    """
+    A supervisor of OTP 29 has a longer state.
+    """
+    with ailing(newer, "crash"):
+        assert "worker_sup" == first_of("crash_loop", newer, looked)["subject"]["name"]
+
+
 @pytest.mark.parametrize("case", BUSY)
 def test_what_takes_time_names_who_takes_it(node, looked, case):
     """

@@ -383,3 +383,25 @@ def test_all_schedulers_that_are_stuck_are_said_to_be_all():
     )
     assert found.text().startswith("every scheduler is at one process for 5.0 s or longer: <0.8")
     assert "names_nif:spin/1" in found.text()
+
+
+@pytest.mark.parametrize(("cpu", "is_found"), [(0.7, True), (0.04, False)])
+def test_spinning_is_found_by_the_cpu_that_it_takes(cpu, is_found):
+    """
+    One of two schedulers spins at each of 13 looks; on a host that is full it gets no CPU for it.
+    """
+    threads = object.__new__(Threads)
+    threads._looks = [
+        (
+            0.25 * turn,
+            [
+                Scheduler(Thread(1, "normal", 1, "R", cpu * 0.25 * turn, 0), "busy-waiting"),
+                Scheduler(Thread(2, "normal", 2, "S", 0.0, 0), "sleeping"),
+            ],
+        )
+        for turn in range(13)
+    ]
+    found = threads._spinning()
+    assert is_found == (found is not None)
+    if found:
+        assert (0.5, cpu) == (found.evidence["share"], found.evidence["per_second"])
