@@ -216,10 +216,19 @@ def test_the_first_finding_names_cause_and_culprit(node, looked, case):
     assert_case(node, looked, case)
 
 
-@pytest.mark.parametrize("case", ["mailbox", "crowd", "binaries", "suspended", "table", "timers"])
+@pytest.mark.parametrize("case", ["mailbox", "crowd", "binaries", "suspended"])
 def test_the_same_on_other_releases(newer, looked, case):
     """
     On OTP 27 and 29 as distributions build them.
+    """
+    assert_case(newer, looked, case)
+
+
+@pytest.mark.parametrize("newer", ["sid29"], indirect=True)
+@pytest.mark.parametrize("case", ["table", "timers"])
+def test_the_same_where_symbols_are_hidden(newer, looked, case):
+    """
+    On OTP 29 alone: what it hides could be in the way.
     """
     assert_case(newer, looked, case)
 
@@ -256,7 +265,8 @@ HELD = {
 }
 
 
-def test_restarts_are_counted_on_other_releases(newer, looked):
+@pytest.mark.parametrize("newer", ["sid29"], indirect=True)
+def test_restarts_are_counted_where_a_state_is_longer(newer, looked):
     """
     A supervisor of OTP 29 has a longer state.
     """
@@ -310,7 +320,7 @@ def test_the_split_of_schedulers_is_what_msacc_counts(node):
     """
     with ailing(node, "code", "gc"):
         node.ask("tell erlang:system_flag(microstate_accounting, true)")
-        command = ("schedulers", str(node.pid), "--once", "--split", "-i", LONGER)
+        command = ("schedulers", str(node.pid), "--once", "--split", "-i", SECONDS)
         document = scope_trace(*command, "--format", "json").document
         own = {kind: accounted(node, kind) for kind in ("scheduler", "dirty_cpu_scheduler")}
         node.ask("tell erlang:system_flag(microstate_accounting, false)")
@@ -381,9 +391,10 @@ def test_a_quota_that_holds_the_vm_back_comes_first(node, looked):
     assert_throttled(node, looked)
 
 
-def test_the_same_quota_on_other_releases(newer, looked):
+@pytest.mark.parametrize("newer", ["sid29"], indirect=True)
+def test_the_same_quota_where_symbols_are_hidden(newer, looked):
     """
-    On OTP 27 and 29.
+    On OTP 29.
     """
     assert_throttled(newer, looked)
 
@@ -496,7 +507,7 @@ def test_a_thousand_findings_are_ten_and_a_count(node, looked):
     """
     The first ten are shown, the rest is counted by kind.
     """
-    _, document = sick(node, looked, "many_mailboxes")
+    _, document = sick(node, looked, "many_mailboxes", "500ms")
     assert 10 == len(document["findings"])
     assert 1000 == document["findings_total"]
     assert {"mailbox": 990} == document["left_out"]
@@ -519,7 +530,8 @@ def test_a_critical_limit_fails_only_what_was_asked(node, looked):
     node.ask("plant crowd")
     try:
         assert (0, 1) == tuple(
-            looked(node, "--fail-on", severity)["code"] for severity in ("critical", "warning")
+            looked(node, "--fail-on", severity, seconds="500ms")["code"]
+            for severity in ("critical", "warning")
         )
     finally:
         node.ask("cure")

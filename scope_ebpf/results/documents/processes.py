@@ -175,6 +175,16 @@ class Related(TypedDict):
     initial_call: str | None
 
 
+class AllRelated(TypedDict):
+    """The first ten of each kind."""
+
+    links: list[Related]
+    monitors: list[Related]
+    watchers: list[Related]
+    suspends: list[Related]
+    suspended_by: list[Related]
+
+
 class ProcessDetail(ProcessRow):
     """Everything that can be read of one process; a count is null where it was not read whole."""
 
@@ -197,8 +207,7 @@ class ProcessDetail(ProcessRow):
     suspends: int | None
     suspended_by: int | None
     node_monitors: int | None
-    #: The first ten of each: links, monitors, watchers, suspends, suspended_by.
-    related: dict[str, list[Related]]
+    related: AllRelated
     mailbox: Mailbox
     #: Shapes of the messages that wait longest.
     messages: list[str]
