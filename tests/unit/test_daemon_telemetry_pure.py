@@ -283,6 +283,7 @@ class AWatch:
     def __init__(self) -> None:
         self.by_label: dict[int, int] = {}
         self.forgotten: list[bytes] = []
+        self.samples: dict[int, int] = {}
         self.start = self.release = self.close = lambda: None
 
     def counts(self) -> dict[str, int]:
@@ -293,6 +294,12 @@ class AWatch:
         totals["count"] = list(self.by_label.values())
         totals["sum"][:, 0] = totals["count"] * 5
         return rows_of(*self.by_label), totals
+
+    def work_samples(self) -> dict[int, int]:
+        return dict(self.samples)
+
+    def forget_work(self, number: int) -> None:
+        del self.samples[number]
 
     def work_row(self, number: int) -> np.void | None:
         return rows_of(number - 10)[0] if number > 10 else None
@@ -308,8 +315,9 @@ def hooks_on(watch: AWatch) -> TelemetryHooks:
     Hooks that count with *watch*, at work.
     """
     found = object.__new__(TelemetryHooks)
-    found._watch, found._before, found._gone, found.crop = watch, {}, (), None
-    found._counting = hooks._Counting(watch, [Spec(("oban", "job", "stop"))])
+    found._watch, found._before, found._gone, found.crop = watch, {}, set(), None
+    found._samples_before = {}
+    found._counting = hooks._Counting(watch, [Spec(("oban", "job", "stop"))], samples=True)
     place = SimpleNamespace(
         via="", turn=0.1, cost=lambda *_: 0.0, attach=lambda: None, follow=lambda: None
     )
@@ -344,34 +352,34 @@ def test_samples_of_work_are_seconds():
     """
     By the row of what was worked on; what is outside, and what found no room, has its number.
     """
-    found = hooks_on(AWatch())
-    taken = {events.WORK_OUTSIDE: 97, events.WORK_OTHER: 0, 26: 194}
-    found._counting._clock = SimpleNamespace(samples=lambda: taken)
+    found = hooks_on(watch := AWatch())
+    watch.samples = {events.WORK_OUTSIDE: 97, events.WORK_OTHER: 0, 26: 194}
     found._harvest()
     assert found.crop is not None
     (outside, seconds), (row, more) = found.crop.work
     assert (events.WORK_OUTSIDE, 1, 16, 2) == (outside, seconds, int(row["label"][0]), more)
-    taken |= {events.WORK_OTHER: 291}
+    watch.samples |= {events.WORK_OTHER: 291}
     found._harvest()
     assert [(events.WORK_OTHER, 3)] == found.crop.work
 
 
-def test_hooks_begin_without_samples_of_those_before(monkeypatch: pytest.MonkeyPatch):
+def test_idle_works_make_room_for_others(monkeypatch: pytest.MonkeyPatch):
     """
-    Rows of other hooks have other numbers, and the room of their samples is that of all targets.
+    Only where many are there, never those without a number; one that comes again counts anew.
     """
-
-    def refused(*_: object, **__: object) -> None:
-        raise HostError("refused")
-
-    forgotten: list[bool] = []
-    monkeypatch.setattr(hooks, "TelemetryWatch", refused)
-    clock = SimpleNamespace(forget=lambda: forgotten.append(True))
-    target = SimpleNamespace(pid=23, identity=None)
-    given = {"attacher": None, "entry": 1e-6, "budget": 0.01, "clock": clock}
-    with pytest.raises(HostError):
-        TelemetryHooks(target, hooks.Offer(None, [], [], []), None, **given)
-    assert [True] == forgotten
+    monkeypatch.setattr(hooks, "WORKS", 8)
+    found = hooks_on(watch := AWatch())
+    watch.samples = {events.WORK_OUTSIDE: 97, events.WORK_OTHER: 97, 26: 97, 27: 0}
+    found._harvest()
+    assert {events.WORK_OUTSIDE, events.WORK_OTHER, 26, 27} == watch.samples.keys()
+    watch.samples |= {28: 0, 29: 0}
+    found._harvest()
+    assert {events.WORK_OUTSIDE, events.WORK_OTHER, 28, 29} == watch.samples.keys()
+    watch.samples |= {26: 194}
+    found._harvest()
+    assert found.crop is not None
+    ((row, seconds),) = found.crop.work
+    assert (16, 2) == (int(row["label"][0]), seconds)
 
 
 def test_idle_rows_make_room_for_others(monkeypatch: pytest.MonkeyPatch):
