@@ -231,13 +231,13 @@ def _entry(binary: Executable, symbol: Symbol, hook: events.Hook) -> entry.Entry
     return cheap if usable else entry.START
 
 
-
 def _returns_at(binary: Executable, symbol: Symbol, _hook: events.Hook) -> entry.Entry:
-    """Behind an endbr64, which changes nothing, if that is cheap; otherwise the function's start."""
+    """Behind an endbr64, which changes nothing, if that is cheap; otherwise the start."""
     cheap = binary.cheap_entry(symbol.address, symbol.size)
     if cheap.shift == len(_ENDBR64) and binary.read(symbol.address, len(_ENDBR64)) == _ENDBR64:
         return cheap
     return entry.START
+
 
 def usdt_attachments(
     binary: Executable, variant: events.Variant, hook: events.Hook
