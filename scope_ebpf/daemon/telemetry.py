@@ -2,9 +2,9 @@
 """
 The hooks of one target's telemetry: attached and detached by the loop, within a part of its budget.
 
-No memory but the VM's counters is read here. What events are called and what their labels are is
-found by the thread of ``readings/telemetry.py``, which gives an :class:`Offer` and takes what was
-counted.
+No memory but the VM's counters is read here. Where events are seen, what they are called and what
+their labels are is found by the thread of ``readings/telemetry.py``, which gives an :class:`Offer`
+and takes what was counted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scope_ebpf.budget.reference_counters import cpu_clock
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
 from scope_ebpf.kernel.observers.telemetry_watch import TelemetryWatch, Work
 from scope_ebpf.metrics.telemetry import KINDS, REFUSED, Span, kind_of
-from scope_ebpf.runs.telemetry_hooks import Lookups
+from scope_ebpf.runs.telemetry_hooks import Armed, Lookups
 from scope_ebpf.runs.telemetry_windows import Observation, Vm
 
 if TYPE_CHECKING:
@@ -60,12 +60,13 @@ class Offer(NamedTuple):
 
     #: One ``events.TELEMETRY_SETTINGS``.
     settings: NDArray[np.void]
-    #: The functions at which events are seen.
+    #: The functions at which events are seen; without one a breakpoint is set at *address*.
     hooks: Sequence[Attachment]
     #: Number N is ``specs[N - 1]``; 0 is all events without one.
     specs: Sequence[Spec]
     #: What is known of events now.
     specified: Sequence[Specified]
+    address: int = 0
 
 
 class Crop(NamedTuple):
@@ -161,7 +162,11 @@ class TelemetryHooks:
         try:
             self._counting = _Counting(self._watch, offer.specs, samples=clock is not None)
             self.specify(offer.specified)
-            place = Lookups(self._watch, offer.hooks)
+            place = (
+                Lookups(self._watch, offer.hooks)
+                if offer.hooks
+                else Armed(self._watch, target.pid, offer.address)
+            )
             place.turn = _TURN
             vm = Vm(self._cpu, self._work)
             self._observation = Observation(

@@ -47,6 +47,7 @@ class Watched:
     offers: list = field(default_factory=list)
     looks: int = 0
     crops: int = 0
+    moved: bool = False
 
     def __post_init__(self) -> None:
         identity = SimpleNamespace(check=lambda: None)
@@ -80,6 +81,11 @@ class ASight:
 
     def __init__(self, state: SimpleNamespace, watch: Watched) -> None:
         self._state, self._watch, self.is_there, self._offered = state, watch, False, False
+
+    def has_moved(self) -> bool:
+        moved, self._watch.moved = self._watch.moved, False
+        self._offered &= not moved
+        return moved
 
     def look(self) -> str | None:
         self._spend()
@@ -209,6 +215,18 @@ def test_a_failure_now_and_then_changes_nothing(run: SimpleNamespace):
     run.go(100)
     assert ("", ["offer", None, "offer"]) == (watch.found.refused, watch.offers)
     assert {} == run.errors
+
+
+def test_code_that_was_loaded_anew_is_offered_at_once(run: SimpleNamespace):
+    """
+    Within a second or two, not only at the next search.
+    """
+    run.watches = [watch := Watched()]
+    run.go(10)
+    assert ["offer"] == watch.offers
+    watch.moved = True
+    run.go(3)
+    assert ["offer", "offer"] == watch.offers
 
 
 def test_hooks_that_the_kernel_refuses_are_shown_at_once(run: SimpleNamespace):
