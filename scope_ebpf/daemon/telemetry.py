@@ -60,13 +60,13 @@ class Offer(NamedTuple):
 
     #: One ``events.TELEMETRY_SETTINGS``.
     settings: NDArray[np.void]
-    #: The functions at which events are seen; without one a breakpoint is set at *address*.
+    #: The functions at which events are seen; without one breakpoints are at *addresses*.
     hooks: Sequence[Attachment]
     #: Number N is ``specs[N - 1]``; 0 is all events without one.
     specs: Sequence[Spec]
     #: What is known of events now.
     specified: Sequence[Specified]
-    address: int = 0
+    addresses: Sequence[int] = ()
 
 
 class Crop(NamedTuple):
@@ -165,7 +165,7 @@ class TelemetryHooks:
             place = (
                 Lookups(self._watch, offer.hooks)
                 if offer.hooks
-                else Armed(self._watch, target.pid, offer.address)
+                else Armed(self._watch, target.pid, offer.addresses)
             )
             place.turn = _TURN
             vm = Vm(self._cpu, self._work)

@@ -126,15 +126,15 @@ class Breakpoint:
 
 class Armed:
     """
-    A hardware breakpoint on ``telemetry:execute/3`` at an *address* that others know.
+    Hardware breakpoints on ``telemetry:execute/3`` at *addresses* that others know.
 
-    They say when it is another one, so no memory of process *pid* is read.
+    They say when there are others, so no memory of process *pid* is read.
     """
 
     via, turn = Breakpoint.via, TURN
 
-    def __init__(self, watch: TelemetryWatch, pid: int, address: int) -> None:
-        self._watch, self._pid, self._address = watch, pid, address
+    def __init__(self, watch: TelemetryWatch, pid: int, addresses: Sequence[int]) -> None:
+        self._watch, self._pid, self._addresses = watch, pid, addresses
 
     def cost(self, other: float, own: float, entry: float) -> float:
         """See :class:`Place`; as of :class:`Breakpoint`."""
@@ -144,7 +144,7 @@ class Armed:
     def attach(self) -> None:
         """See :class:`Place`."""
         tids = [one.tid for one in threads(self._pid) if one.role == "normal"]
-        self._watch.arm([self._address], tids)
+        self._watch.arm(self._addresses, tids)
 
     def follow(self) -> None:
         """Do nothing: see the class."""

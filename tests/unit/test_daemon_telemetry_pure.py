@@ -25,6 +25,7 @@ from scope_ebpf.daemon.telemetry import Crop, TelemetryHooks
 from scope_ebpf.daemon.telemetry_slot import TelemetrySlot
 from scope_ebpf.errors import HostError, NoAnswerError, NoSuchProcessError, ReadRefusedError
 from scope_ebpf.metrics.telemetry import Span, TelemetryReading
+from scope_ebpf.runs import telemetry_hooks
 from scope_ebpf.telemetry.specs import Spec, of_series
 
 REFUSED = ReadRefusedError("code is being loaded")
@@ -227,6 +228,37 @@ def test_code_that_was_loaded_anew_is_offered_at_once(run: SimpleNamespace):
     watch.moved = True
     run.go(3)
     assert ["offer", "offer"] == watch.offers
+
+
+def test_a_breakpoint_follows_the_code_that_is_in_use():
+    """
+    Once some lies elsewhere it has moved; where functions are seen it never has.
+    """
+    sight, tables = object.__new__(Sight), [(4096, 0), (4096, 0), (0, 0)]
+    sight._modules = None
+    assert not sight.has_moved()
+    sight._module, sight._code, sight._library = 7, {4096}, "1.4"
+    sight._modules = SimpleNamespace(code=lambda _: {7: SimpleNamespace(tables=tables)})
+    tables[2] = (4096, 0)  # some other module was loaded
+    assert not sight.has_moved()
+    tables[0] = (8192, 4096)
+    assert sight.has_moved()
+    assert not sight.is_there
+    assert not sight.has_moved()
+
+
+def test_a_breakpoint_is_on_every_thread_that_runs_erlang_code(monkeypatch: pytest.MonkeyPatch):
+    """
+    At the address that was given, and events alone cost something.
+    """
+    found = [SimpleNamespace(tid=n, role=role) for n, role in enumerate(("normal", "poll") * 2)]
+    monkeypatch.setattr(telemetry_hooks, "threads", lambda pid: found if pid == 23 else [])
+    armed: list[tuple] = []
+    watch = SimpleNamespace(arm=lambda *given: armed.append(given))
+    place = telemetry_hooks.Armed(watch, 23, [4096])
+    place.attach()
+    assert [([4096], [0, 2])] == armed
+    assert 0 == place.cost(1000, 0, 1e-6) < place.cost(0, 1, 1e-6)
 
 
 def test_hooks_that_the_kernel_refuses_are_shown_at_once(run: SimpleNamespace):

@@ -89,7 +89,7 @@ class Sight:
         self._library: Library | None = None
         #: The module of events, by its atom, and its code, where a breakpoint is set in that.
         self._modules: Modules | None = None
-        self._module, self._code = 0, 0
+        self._module, self._code = 0, set[int]()
 
     def look(self) -> Offer | None:
         """
@@ -105,29 +105,39 @@ class Sight:
         before, self._library = self._library, library
         if library is None or library == before:
             return None
-        hooks, address = hooks_of(self.target, library), 0
+        hooks, addresses = hooks_of(self.target, library), list[int]()
         try:
             if not hooks:
-                address = self._find_execute()
+                addresses = self._find_execute()
         except ReadRefusedError:
             self._library = None
             raise
         self._encoder = Encoder(self._specs, self._atoms, work=True)
         known = settings(self.target, self._atoms)
-        return Offer(known, hooks, self._specs, self.specified(), address)
+        return Offer(known, hooks, self._specs, self.specified(), addresses)
 
-    def _find_execute(self) -> int:
-        """The address of the function that every event passes."""
-        _, self._modules, function = execute(self.target, self._atoms)
+    def _find_execute(self) -> list[int]:
+        """
+        Where the function is that every event passes, also in code that is perhaps no longer used.
+
+        A VM that hides its functions hides as well which of its tables of modules is in use.
+        """
+        functions, self._modules, function = execute(self.target, self._atoms)
         self._module = function.terms[0] >> 6
-        self._code = self._modules.code([self._module])[self._module].current
-        return function.address
+        self._code = self._headers()
+        found = [functions.again(function, header) for header in sorted(self._code)]
+        return sorted({one.address for one in found if one})
+
+    def _headers(self) -> set[int]:
+        """The code of the module of events in every table."""
+        if self._modules is None:
+            return set()
+        code = self._modules.code([self._module])[self._module]
+        return {header for table in code.tables for header in table} - {0}
 
     def has_moved(self) -> bool:
-        """Whether the code at which a breakpoint is set is no longer the code that is in use."""
-        if self._modules is None:
-            return False
-        if self._modules.code([self._module])[self._module].current == self._code:
+        """Whether there is other code than that in which breakpoints are set."""
+        if self._modules is None or self._headers() == self._code:
             return False
         self._modules = self._library = None
         return True
