@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from beams_run import Beam, compiled_part, start_beam
 
-SPLITS, ROUNDS = 8_000, 2
+SPLITS, ROUNDS, HZ = 8_000, 3, 999
 PLANTED = {
     "/cpu/60 ShopWeb.PageController show [phoenix.router_dispatch]": 60,
     "/cpu/30 ShopWeb.PageController show [phoenix.router_dispatch]": 30,
@@ -32,12 +32,12 @@ PLANTED = {
 
 def shares(beam: Beam) -> tuple[dict[str, float], int]:
     """
-    The percent of each request among all requests, and the number of samples.
+    The percent of each request among all requests, and the number of samples of these.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "profile.speedscope.json"
         command = [sys.executable, "-m", "scope_ebpf.cli.main", "profile", "--pid", str(beam.pid)]
-        command += ["--duration", "0", "--hz", "999", "--by", "route", "-o", str(path)]
+        command += ["--duration", "0", "--hz", str(HZ), "--by", "route", "-o", str(path)]
         pipe = subprocess.PIPE
         with subprocess.Popen(command, stderr=pipe, text=True) as run:
             assert run.stderr is not None
@@ -51,21 +51,26 @@ def shares(beam: Beam) -> tuple[dict[str, float], int]:
     for stack, weight in zip(whole["samples"], whole["weights"], strict=True):
         found[frames[stack[0]]["name"]] += weight
     total = sum(found[name] for name in PLANTED) or 1
-    return {name: 100 * found[name] / total for name in PLANTED}, len(whole["samples"])
+    # Equal stacks are one sample of the document, with all their nanoseconds.
+    return {name: 100 * found[name] / total for name in PLANTED}, round(total * HZ / 1e9)
 
 
 def main() -> None:
     """
-    Print the percent of each request, planted and seen.
+    Print the percent of each request, planted and seen, with the standard error of such samples.
     """
+    worst = 0.0
     for kind, part in (("stock25", "telemetry-1.3"), ("trixie27", "telemetry-1.4")):
         with start_beam(kind, "-pa", compiled_part(kind, part), "-s", "telling") as beam:
             beam.expect("ready")
             for _ in range(ROUNDS):
                 seen, samples = shares(beam)
-                print(f"{kind}, {part}, {samples:,} samples: percent planted, seen")
+                print(f"{kind}, {part}, {samples:,} samples: percent planted, seen, error")
                 for name, planted in PLANTED.items():
-                    print(f"  {planted:5} {seen[name]:6.1f}  {name}")
+                    error = (planted * (100 - planted) / max(samples, 1)) ** 0.5
+                    worst = max(worst, abs(seen[name] - planted))
+                    print(f"  {planted:5} {seen[name]:6.1f} {error:5.1f}  {name}", flush=True)
+    print(f"at most {worst:.1f} points from what was planted")
 
 
 if __name__ == "__main__":

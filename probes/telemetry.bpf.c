@@ -56,6 +56,8 @@ static __noinline __u64 number_row(struct scratch *own)
 {
 	__u64 number = 0xcbf29ce484222325ULL;
 	const __u64 *words;
+	struct zeroes *zero;
+	__u32 first = 0;
 
 	if (!own)
 		return WORK_OTHER;
@@ -69,6 +71,9 @@ static __noinline __u64 number_row(struct scratch *own)
 	if (bpf_map_update_elem(&work_rows, &number, &own->row, BPF_NOEXIST) &&
 	    !bpf_map_lookup_elem(&work_rows, &number))
 		return WORK_OTHER;
+	zero = bpf_map_lookup_elem(&zeroes, &first);
+	if (zero)
+		bpf_map_update_elem(&work_samples, &number, &zero->samples, BPF_NOEXIST);
 	return number;
 }
 
@@ -79,20 +84,19 @@ static __always_inline struct work *works_of(struct scratch *own, bool make)
 	struct zeroes *zero;
 	__u32 first = 0;
 
-	own->at_work.tgid = settings.tgid;
-	own->at_work.pid = 0;
-	if (read(&own->at_work.pid, sizeof(own->at_work.pid), (const void *)own->process)) {
+	own->pid = 0;
+	if (read(&own->pid, sizeof(own->pid), (const void *)own->process)) {
 		own->unreadable = 1;
 		return NULL;
 	}
-	work = bpf_map_lookup_elem(&works, &own->at_work);
+	work = bpf_map_lookup_elem(&works, &own->pid);
 	if (work || !make)
 		return work;
 	zero = bpf_map_lookup_elem(&zeroes, &first);
 	if (!zero)
 		return NULL;
-	bpf_map_update_elem(&works, &own->at_work, &zero->work, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&works, &own->at_work);
+	bpf_map_update_elem(&works, &own->pid, &zero->work, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&works, &own->pid);
 }
 
 /* The process begins the work *event*, whose labels are in the row. */
@@ -138,7 +142,7 @@ static __noinline int end_work(struct scratch *own, __u32 event)
 	if (depth)
 		work->depth = depth;
 	else
-		bpf_map_delete_elem(&works, &own->at_work);
+		bpf_map_delete_elem(&works, &own->pid);
 	return 0;
 }
 

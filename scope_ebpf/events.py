@@ -36,8 +36,6 @@ USDT_ARGUMENTS = 8
 MAX_TARGETS = 64
 #: types of threads of a target, each with a row of thread_totals
 THREAD_TYPES = 6
-#: rows of work of all targets that are counted
-MAX_WORKS = 8192
 #: NIFs of all targets that are counted
 MAX_NIFS = 4096
 #: samples a second that threads.bpf.c takes of each CPU: a prime, so that it keeps step with nothing
@@ -72,6 +70,10 @@ TELEMETRY_SLOTS = 160
 TELEMETRY_STEP_ELEMENT = 4
 #: a step to what names an exception: an atom, the struct of a map, the first element of a tuple
 TELEMETRY_STEP_CLASS = 8
+#: processes of one target whose work the daemon knows at a time
+MAX_OPEN_WORKS = 4096
+#: works of one target that the daemon counts apart, and WORK_OUTSIDE and WORK_OTHER
+MAX_WORK_ROWS = 514
 #: works of one process within each other that are followed; a power of two
 WORK_DEPTH = 4
 #: in the place of a telemetry_row's number: a process that works on nothing that is known
@@ -940,13 +942,6 @@ TELEMETRY_SPEC = np.dtype([
     ("path", "<u8", (16,)),
 ])
 
-#: An Erlang process of a target.
-WORK_PROCESS = np.dtype([
-    ("tgid", "<u4"),
-    ("padding", "<u4"),
-    ("pid", "<u8"),
-])
-
 #: What a process works on, the outermost first.
 WORK = np.dtype([
     ("gate", "<u8"),
@@ -954,13 +949,6 @@ WORK = np.dtype([
     ("event", "<u4", (4,)),
     ("padding", "<u4"),
     ("row", "<u8", (4,)),
-])
-
-#: Samples of the work of a target that are counted together.
-WORK_KEY = np.dtype([
-    ("row", "<u8"),
-    ("target", "<u4"),
-    ("padding", "<u4"),
 ])
 
 #: Events that are counted together.

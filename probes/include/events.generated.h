@@ -11,7 +11,6 @@
 #define USDT_ARGUMENTS 8 /* arguments of one USDT site */
 #define MAX_TARGETS 64 /* targets whose threads are watched at a time */
 #define THREAD_TYPES 6 /* types of threads of a target, each with a row of thread_totals */
-#define MAX_WORKS 8192 /* rows of work of all targets that are counted */
 #define MAX_NIFS 4096 /* NIFs of all targets that are counted */
 #define SAMPLE_HZ 97 /* samples a second that threads.bpf.c takes of each CPU: a prime, so that it keeps step with nothing */
 #define TICKS_PER_SAMPLE 2 /* ticks of the profiler's timer of which one, drawn at random, becomes a sample */
@@ -29,6 +28,8 @@
 #define TELEMETRY_SLOTS 160 /* four for each power of two: slot 4 N + Q counts from 2^N (1 + Q / 4) up to 2^N (1 + (Q + 1) / 4) */
 #define TELEMETRY_STEP_ELEMENT 4 /* a step to an element of a tuple: this, and its number << 4 */
 #define TELEMETRY_STEP_CLASS 8 /* a step to what names an exception: an atom, the struct of a map, the first element of a tuple */
+#define MAX_OPEN_WORKS 4096 /* processes of one target whose work the daemon knows at a time */
+#define MAX_WORK_ROWS 514 /* works of one target that the daemon counts apart, and WORK_OUTSIDE and WORK_OTHER */
 #define WORK_DEPTH 4 /* works of one process within each other that are followed; a power of two */
 #define WORK_OUTSIDE 0 /* in the place of a telemetry_row's number: a process that works on nothing that is known */
 #define WORK_OTHER 1 /* in that place: work for which the map of rows had no room */
@@ -1019,13 +1020,6 @@ struct telemetry_spec {
 	__u64 path[16]; /* of each label; 0 behind the last step, eterm */
 };
 
-/* An Erlang process of a target. */
-struct work_process {
-	__u32 tgid; /* the target */
-	__u32 padding; /* named, so that it is zero */
-	__u64 pid; /* the process, eterm */
-};
-
 /* What a process works on, the outermost first. */
 struct work {
 	__u64 gate; /* value of the gate at which it began: what is older counts no longer */
@@ -1033,13 +1027,6 @@ struct work {
 	__u32 event[4]; /* work of the telemetry_spec that began each */
 	__u32 padding; /* named, so that it is zero */
 	__u64 row[4]; /* number of its telemetry_row in the map work_rows, or WORK_OTHER */
-};
-
-/* Samples of the work of a target that are counted together. */
-struct work_key {
-	__u64 row; /* number of its telemetry_row, or WORK_* */
-	__u32 target; /* number of the target */
-	__u32 padding; /* named, so that it is zero */
 };
 
 /* Events that are counted together. */

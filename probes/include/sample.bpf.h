@@ -27,6 +27,9 @@ struct {
 	__type(value, struct sampled_thread);
 } threads SEC(".maps");
 
+/* What its processes work on; user space sets the size, or shares the map of telemetry. */
+struct works works SEC(".maps");
+
 /* Samples of any length; user space sets the size. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -73,7 +76,7 @@ static __always_inline void read_process(struct sample *sample, __u64 process)
 	if (!process)
 		return;
 	sample->pid = read_word(sample, process);
-	sample->work = work_of(settings.tgid, sample->pid, WORK_GATE);
+	sample->work = work_of(&works, sample->pid, WORK_GATE);
 	sample->heap = read_field(sample, process, settings.process_heap);
 	sample->stop = read_field(sample, process, settings.process_stop);
 	sample->hend = read_field(sample, process, settings.process_hend);

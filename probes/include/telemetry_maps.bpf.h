@@ -25,7 +25,8 @@ struct scratch {
 	struct telemetry_row row;
 	/* The Process, and the value of the gate. */
 	__u64 process, gate;
-	struct work_process at_work;
+	/* Its pid, where that is needed. */
+	__u64 pid;
 	/* The event has met a map of more keys, and so on; each counts once. */
 	__u32 large_map, measure, label, unreadable;
 	/* The map whose keys are there, and how many there are. */
@@ -76,6 +77,12 @@ struct {
 	__type(value, struct telemetry_row);
 } work_rows SEC(".maps");
 
+/* For threads.bpf.c, by the same number; user space adds WORK_*, and removes what is idle. */
+struct work_samples work_samples SEC(".maps");
+
+/* User space sets the size, 1 for no work. */
+struct works works SEC(".maps");
+
 /* User space sets the size; a page where no spans are wanted. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -95,6 +102,7 @@ struct zeroes {
 	struct scratch scratch;
 	struct work work;
 	struct telemetry_totals totals;
+	__u64 samples;
 };
 
 struct {

@@ -10,21 +10,28 @@
 #include "events.generated.h"
 
 /*
- * Processes at work. The end of its outermost work removes one; that of a process that was killed
- * is the first to go when there is no room. User space sets the size.
+ * Processes of one target at work, by pid. The end of its outermost work removes one; that of a
+ * process that was killed is the first to go when there is no room.
  */
-struct {
+struct works {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 16384);
-	__type(key, struct work_process);
-	__type(value, struct work);
-} works SEC(".maps");
+	__uint(max_entries, MAX_OPEN_WORKS);
+	__type(key, __u64);
+	__uint(value_size, sizeof(struct work)); /* in a map of maps it has no type */
+};
+
+/* Samples of one target's processes, by what they work on. */
+struct work_samples {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_WORK_ROWS);
+	__type(key, __u64);
+	__type(value, __u64);
+};
 
 /* The row of the innermost work of a process; of what began at another value of the gate none. */
-static __always_inline __u64 work_of(__u32 tgid, __u64 pid, __u64 gate)
+static __always_inline __u64 work_of(void *works, __u64 pid, __u64 gate)
 {
-	struct work_process key = {.tgid = tgid, .pid = pid};
-	struct work *work = pid ? bpf_map_lookup_elem(&works, &key) : NULL;
+	struct work *work = pid ? bpf_map_lookup_elem(works, &pid) : NULL;
 
 	if (!work || work->gate != gate || !work->depth)
 		return WORK_OUTSIDE;

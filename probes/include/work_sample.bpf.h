@@ -18,22 +18,33 @@ struct {
 	__type(value, __u64);
 } work_gates SEC(".maps");
 
-/* Samples: user space removes those of a target with it. */
+/* By target: its maps, so that no target takes the room of another. */
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
-	__uint(max_entries, MAX_WORKS);
-	__type(key, struct work_key);
-	__type(value, __u64);
-} work_samples SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_TARGETS);
+	__type(key, __u32);
+	__array(values, struct works);
+} target_works SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_TARGETS);
+	__type(key, __u32);
+	__array(values, struct work_samples);
+} target_samples SEC(".maps");
 
 static __always_inline void sample_work(struct thread *thread, struct thread_totals *totals)
 {
-	__u32 target = thread->target, tgid = bpf_get_current_pid_tgid() >> 32;
+	__u32 target = thread->target;
 	__u64 *gate = bpf_map_lookup_elem(&work_gates, &target), *count;
-	struct work_key key = {.target = target};
-	__u64 process = 0, pid = 0, one = 1;
+	__u64 process = 0, pid = 0, number;
+	void *works, *samples;
 
 	if (!gate || !*gate)
+		return;
+	works = bpf_map_lookup_elem(&target_works, &target);
+	samples = bpf_map_lookup_elem(&target_samples, &target);
+	if (!works || !samples)
 		return;
 	if (bpf_probe_read_user(&process, sizeof(process),
 				(void *)(thread->scheduler + thread->at_process)) ||
@@ -43,11 +54,15 @@ static __always_inline void sample_work(struct thread *thread, struct thread_tot
 	}
 	if (!pid)
 		return; /* the scheduler works for itself */
-	key.row = work_of(tgid, pid, *gate);
-	count = bpf_map_lookup_elem(&work_samples, &key);
+	number = work_of(works, pid, *gate);
+	count = bpf_map_lookup_elem(samples, &number);
+	if (!count) { /* it was removed, because it was idle for long */
+		number = WORK_OTHER;
+		count = bpf_map_lookup_elem(samples, &number);
+	}
 	if (count)
-		(*count)++;
-	else if (bpf_map_update_elem(&work_samples, &key, &one, BPF_NOEXIST))
+		__sync_fetch_and_add(count, 1);
+	else
 		totals->refused++;
 }
 

@@ -13,10 +13,11 @@ from scope_ebpf.attach.plan import EVENTS
 from scope_ebpf.beam.hidden.resolve import JUDGED, resolve
 from scope_ebpf.beam.vm.constants import kernel_constants, known
 from scope_ebpf.cli.documents import print_document
+from scope_ebpf.cli.libraries import libraries_of, library_lines
 from scope_ebpf.cli.options import add_format
 from scope_ebpf.cli.target import add_target, find_vm, words_of
 from scope_ebpf.daemon.trial import trial
-from scope_ebpf.errors import ReadRefusedError, ScopeError
+from scope_ebpf.errors import ScopeError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.attach import links
 from scope_ebpf.kernel.attach.leftovers import find
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
         DoctorDocument,
         EventHooks,
         ExaminedVm,
-        LoadedLibrary,
-        TelemetryHook,
     )
 
 
@@ -119,7 +118,7 @@ def _examine(target: Target) -> ExaminedVm:
             }
         )
     breakpoints = _breakpoints(target.identity, names)
-    libraries, telemetry, unread = _libraries(target)
+    libraries, telemetry, unread = libraries_of(target)
     target.identity.check()
     daemon = trial(target.pid)
     return {
@@ -135,35 +134,6 @@ def _examine(target: Target) -> ExaminedVm:
             "not_told": daemon.parts,
         },
     }
-
-
-def _libraries(
-    target: Target,
-) -> tuple[list[LoadedLibrary] | None, TelemetryHook | None, list[str]]:
-    """The libraries of *target*, how telemetry can be seen, and why something is not known."""
-    from scope_ebpf.beam.code.libraries import loaded
-    from scope_ebpf.beam.processes.atoms import Atoms
-    from scope_ebpf.beam.telemetry import library
-    from scope_ebpf.runs.telemetry_hooks import hooks_of
-
-    try:
-        atoms = Atoms(target)
-        found: list[LoadedLibrary] = [
-            {"name": one.name, "version": one.version} for one in loaded(target, atoms)
-        ]
-        seen = library.loaded(target, atoms)
-    except ReadRefusedError as error:
-        return None, None, [str(error)]
-    if seen is None:
-        return found, None, []
-    names = [hook.name for hook in hooks_of(target, seen)]
-    if names:
-        return found, {"hook": " + ".join(names), "why": None}, []
-    try:
-        library.execute(target, atoms)
-    except ScopeError as error:
-        return found, {"hook": None, "why": str(error)}, []
-    return found, {"hook": "breakpoint on telemetry:execute/3", "why": None}, []
 
 
 def _found_by(item: Item, hidden: Hidden) -> str | None:
@@ -210,8 +180,11 @@ def _print(document: DoctorDocument) -> None:
     console.print(f"\n[bold]{node}[/bold] {rest}\n  {exe}\n")
     for reason in document["refused"]:
         console.print(f"[yellow]not read: {escape(plain(reason))}[/yellow]")
-    for line in _library_lines(document["libraries"], document["telemetry"]):
-        console.print(line)
+    lines = [*library_lines(document["libraries"], document["telemetry"])]
+    for line in lines:
+        console.print(escape(plain(line)))
+    if lines:
+        console.print()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in ("event", "", "via", "hooks, or why not"):
         table.add_column(name, overflow="fold")
@@ -238,22 +211,6 @@ def _hooks_of(row: EventHooks) -> str:
     if row["why"] and row["hooks"]:
         what += f" ({row['why']})"
     return what
-
-
-def _library_lines(
-    libraries: list[LoadedLibrary] | None, telemetry: TelemetryHook | None
-) -> Iterator[str]:
-    """Lines about what is loaded into a VM."""
-    if libraries:
-        names = ", ".join(
-            one["name"] + (f" {one['version']}" if one["version"] else "") for one in libraries
-        )
-        yield f"libraries: {escape(plain(names))}"
-    if telemetry:
-        where = telemetry["hook"] or f"cannot be seen: {telemetry['why']}"
-        yield f"`scope-trace telemetry`: {escape(plain(where))}"
-    if libraries or telemetry:
-        yield ""
 
 
 def _breakpoint_lines(held: list[str], left: list[str]) -> Iterator[str]:

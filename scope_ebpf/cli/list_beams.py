@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from scope_ebpf.beam.processes.shapes import escaped
 from scope_ebpf.beam.vm.discover import Beam, Refusal, beams
 from scope_ebpf.cli.documents import print_document
+from scope_ebpf.cli.libraries import libraries_of, library_lines
 from scope_ebpf.cli.options import add_format
-from scope_ebpf.cli.trouble import Health, health
+from scope_ebpf.cli.trouble import Health, health, within
 from scope_ebpf.cli.vms import Clocks, Marks, marks_of
 from scope_ebpf.errors import NoSuchProcessError, ScopeError
 from scope_ebpf.sinks.plain import plain, say, short
@@ -20,11 +21,22 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Mapping, Sequence
 
-    from scope_ebpf.results.documents.vms import FoundVm, ListDocument, ListedVm, RefusedVm
+    from scope_ebpf.results.documents.vms import (
+        FoundVm,
+        ListDocument,
+        ListedVm,
+        RefusedVm,
+        VmLibraries,
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the list."""
+    parser.add_argument(
+        "--libraries",
+        action="store_true",
+        help="also which libraries each VM has loaded, in which versions",
+    )
     add_format(parser, "text", "json", "jsonl", text="json and jsonl: one document")
 
 
@@ -34,34 +46,62 @@ def run(arguments: argparse.Namespace) -> int:
     refusals = [one for one in found if isinstance(one, Refusal)]
     targets = [one for one in found if isinstance(one, Beam)]
     clocks = Clocks(targets)
-    rows: list[FoundVm] = []
-    seen: list[Health] = []
+    vms: list[_Vm] = []
     for target, one in zip(targets, health([*targets]), strict=True):
         try:
-            rows.append(_row(target, marks_of(target, clocks)))
-            seen.append(one)
+            row = _row(target, marks_of(target, clocks))
         except NoSuchProcessError:
             continue  # it has ended since it was found
         except ScopeError as error:
             refusals.append(Refusal(target.pid, error))
-    if arguments.format != "text":
-        listed: list[ListedVm] = [
-            {**row, **one.as_json()} for row, one in zip(rows, seen, strict=True)
-        ]
-        refused: list[RefusedVm] = [{"pid": r.pid, "reason": str(r.reason)} for r in refusals]
-        document: ListDocument = {"schema": 1, "beams": listed, "refused": refused}
-        print_document(document, arguments.format)
+        else:
+            vms.append(
+                _with_libraries(target, row, one) if arguments.libraries else _Vm(row, one, {})
+            )
+    if arguments.format == "text":
+        _print(vms, refusals)
         return 0
-    if rows:
-        say("\n".join(table(rows, _width())), sys.stdout)
-    for row, one in zip(rows, seen, strict=True):
-        if one.text():
-            say(plain(f"{row['pid']}: {escaped(one.text())}"), sys.stdout)
+    listed: list[ListedVm] = [{**vm.row, **vm.health.as_json(), **vm.loaded} for vm in vms]
+    refused: list[RefusedVm] = [{"pid": r.pid, "reason": str(r.reason)} for r in refusals]
+    document: ListDocument = {"schema": 1, "beams": listed, "refused": refused}
+    print_document(document, arguments.format)
+    return 0
+
+
+class _Vm(NamedTuple):
+    """What is said of one VM."""
+
+    row: FoundVm
+    health: Health
+    loaded: VmLibraries
+
+    def lines(self) -> list[str]:
+        """What stands below the table."""
+        libraries = library_lines(self.loaded.get("libraries"), self.loaded.get("telemetry"))
+        return [line for line in (*libraries, self.health.text()) if line]
+
+
+def _print(vms: Sequence[_Vm], refusals: Sequence[Refusal]) -> None:
+    if vms:
+        say("\n".join(table([vm.row for vm in vms], _width())), sys.stdout)
+    for vm in vms:
+        for line in vm.lines():
+            say(plain(f"{vm.row['pid']}: {escaped(line)}"), sys.stdout)
     for refusal in refusals:
         say(f"scope-trace: {plain(str(refusal.reason))}")
-    if not rows and not refusals:
+    if not vms and not refusals:
         print("no BEAM runs on this host (or none that you may see: try with sudo)")
-    return 0
+
+
+def _with_libraries(target: Beam, row: FoundVm, one: Health) -> _Vm:
+    """*one* also says why libraries could not be read."""
+    refused = [one.refused] if one.refused else []
+    loaded: VmLibraries = {"libraries": None, "telemetry": None}
+    with within(target, refused):
+        found, telemetry, unread = libraries_of(target)
+        loaded = {"libraries": found, "telemetry": telemetry}
+        refused += unread
+    return _Vm(row, one._replace(refused="; ".join(refused) or None), loaded)
 
 
 def _row(target: Beam, marks: Marks) -> FoundVm:

@@ -193,15 +193,15 @@ def health(targets: list[Target]) -> list[Health]:
 def _looked(target: Target) -> tuple[Troubles, list[Scheduler]] | str:
     """The first look at a VM, or why there was none."""
     refused: list[str] = []
-    with _within(target, refused):
+    with within(target, refused):
         troubles = Troubles(target, Viewer(target, IDENTITY))
         return troubles, troubles.look(KINDS)
     return refused[0]
 
 
 @contextmanager
-def _within(target: Target, refused: list[str]) -> Iterator[None]:
-    """Within the limits of one look; why it failed, at whatever, is added to *refused*."""
+def within(target: Target, refused: list[str]) -> Iterator[None]:
+    """Stay within the limits of one look; why it failed, at whatever, is added to *refused*."""
     try:
         with limited(one_of_many(target.pid)):
             yield
@@ -215,14 +215,14 @@ def _health(
     target: Target, looked: tuple[Troubles, list[Scheduler]] | str, *, again: bool
 ) -> Health:
     trouble, usage, refused = None, None, list[str]()
-    with _within(target, refused):
+    with within(target, refused):
         if isinstance(looked, str):
             refused.append(looked)
         else:
             troubles, found = looked
             trouble = troubles.describe(troubles.look(KINDS) if again else found)
             refused += troubles.refused.values()
-    with _within(target, refused):
+    with within(target, refused):
         reader = CounterReader(target)
         used, limits = reader.read(), reader.limits()
         usage = {name: (getattr(used, name), getattr(limits, name)) for name in _TABLES}

@@ -2,9 +2,9 @@
 """
 The hooks of one target's telemetry: attached and detached by the loop, within a part of its budget.
 
-No memory but the VM's counters is read here. What events are called and what their labels are is
-found by the thread of ``readings/telemetry.py``, which gives an :class:`Offer` and takes what was
-counted.
+No memory but the VM's counters is read here. Where events are seen, what they are called and what
+their labels are is found by the thread of ``readings/telemetry.py``, which gives an :class:`Offer`
+and takes what was counted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scope_ebpf.budget.reference_counters import cpu_clock
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
 from scope_ebpf.kernel.observers.telemetry_watch import TelemetryWatch, Work
 from scope_ebpf.metrics.telemetry import KINDS, REFUSED, Span, kind_of
-from scope_ebpf.runs.telemetry_hooks import Lookups
+from scope_ebpf.runs.telemetry_hooks import Armed, Lookups
 from scope_ebpf.runs.telemetry_windows import Observation, Vm
 
 if TYPE_CHECKING:
@@ -48,8 +48,10 @@ ROWS = 1024
 _FIRST, _INTERVAL, _TURN = 1.0, 5.0, 0.1
 #: The bytes of a row by which the counts of a kind are known; no row of the kernel has its size.
 _KIND_KEYS = {kind: kind.encode() for kind in KINDS}
-#: Works that have a name; and what is before the number of one where samples of it are counted.
-_WORKS, _WORK_KEY = 512, b"work"
+#: Works that are counted apart at a time; those that were idle go when more than half are used.
+WORKS = events.MAX_WORK_ROWS - 2
+#: What is before the number of one where samples of it are counted.
+_WORK_KEY = b"work"
 _NOTHING = np.zeros((), events.TELEMETRY_TOTALS)[()]
 
 
@@ -58,12 +60,13 @@ class Offer(NamedTuple):
 
     #: One ``events.TELEMETRY_SETTINGS``.
     settings: NDArray[np.void]
-    #: The functions at which events are seen.
+    #: The functions at which events are seen; without one breakpoints are at *addresses*.
     hooks: Sequence[Attachment]
     #: Number N is ``specs[N - 1]``; 0 is all events without one.
     specs: Sequence[Spec]
     #: What is known of events now.
     specified: Sequence[Specified]
+    addresses: Sequence[int] = ()
 
 
 class Crop(NamedTuple):
@@ -82,15 +85,17 @@ class _Counting:
     """What an Observation counts with: rows of the kernel, sums of them by kind, and samples."""
 
     def __init__(
-        self, watch: TelemetryWatch, specs: Sequence[Spec], clock: WorkClock | None = None
+        self, watch: TelemetryWatch, specs: Sequence[Spec], *, samples: bool = False
     ) -> None:
-        self._watch, self._clock = watch, clock
+        self._watch, self._has_samples = watch, samples
         self.start, self.release, self.counts = watch.start, watch.release, watch.counts
         kinds = [kind_of(""), *(kind_of(spec.name) for spec in specs)]
         self._kinds = np.array([KINDS.index(kind) for kind in kinds])
         #: Events of rows that were removed, by kind: its sum never falls.
         self._removed = np.zeros(len(KINDS))
         self.rows, self.totals = watch.table()
+        #: Samples by the number of what was worked on.
+        self.samples: dict[int, int] = {}
 
     def by_row(self) -> dict[bytes, int]:
         """Read all rows: events by row, and by kind."""
@@ -99,8 +104,8 @@ class _Counting:
         found = {row.tobytes(): n for row, n in zip(self.rows, counts, strict=True)}
         sums = self._removed + self._by_kind(self.rows, self.totals)
         found |= {_KIND_KEYS[kind]: int(n) for kind, n in zip(KINDS, sums, strict=True)}
-        samples = self._clock.samples() if self._clock else {}
-        return found | {_WORK_KEY + row.to_bytes(8): n for row, n in samples.items()}
+        self.samples = self._watch.work_samples() if self._has_samples else {}
+        return found | {_work_key(number): n for number, n in self.samples.items()}
 
     def remove(self, rows: NDArray[np.void], totals: NDArray[np.void]) -> None:
         """Remove rows that had these totals when they were read."""
@@ -111,6 +116,10 @@ class _Counting:
     def _by_kind(self, rows: NDArray[np.void], totals: NDArray[np.void]) -> NDArray[np.float64]:
         numbers, counts = self._kinds[rows["spec"]], totals["count"].astype(np.float64)
         return np.bincount(numbers, counts, len(KINDS)).astype(np.float64)
+
+
+def _work_key(number: int) -> bytes:
+    return _WORK_KEY + number.to_bytes(8)
 
 
 class TelemetryHooks:
@@ -140,21 +149,24 @@ class TelemetryHooks:
         self.crop: Crop | None = None
         #: Totals at the last harvest, and rows that were removed at it.
         self._before: dict[bytes, np.void] = {}
-        self._gone: Collection[bytes] = ()
+        self._samples_before: dict[int, int] = {}
+        self._gone: set[bytes] = set()
         self.next_due = time.monotonic()
         self._due = self.next_due + _FIRST
-        if clock:
-            clock.forget()
         self._watch = TelemetryWatch(
             *(target.identity, offer.settings, offer.hooks, ROWS),
             attacher=attacher,
-            work=Work(_WORKS, clock) if clock else None,
+            work=Work(WORKS, events.MAX_OPEN_WORKS, clock) if clock else None,
         )
         self._watch.__enter__()
         try:
-            self._counting = _Counting(self._watch, offer.specs, clock)
+            self._counting = _Counting(self._watch, offer.specs, samples=clock is not None)
             self.specify(offer.specified)
-            place = Lookups(self._watch, offer.hooks)
+            place = (
+                Lookups(self._watch, offer.hooks)
+                if offer.hooks
+                else Armed(self._watch, target.pid, offer.addresses)
+            )
             place.turn = _TURN
             vm = Vm(self._cpu, self._work)
             self._observation = Observation(
@@ -215,6 +227,7 @@ class TelemetryHooks:
         )
         pairs = zip(keys, totals, strict=True)
         self._before = {key: total for key, total in pairs if key not in self._gone}
+        self._samples_before = self._counting.samples
 
     def _worked(self, estimates: Mapping[bytes, Estimate]) -> Iterator[tuple[np.void | int, float]]:
         """Seconds of CPU of each work, as :class:`Crop` has them."""
@@ -226,12 +239,12 @@ class TelemetryHooks:
 
     def _forget_idle(self) -> Collection[bytes]:
         """
-        Remove rows without events since the last harvest, if there are many.
+        Remove rows and works without news since the last harvest, of each if there are many.
 
-        An event of such a row at this very moment may be missing.
+        News of one at this very moment may be missing.
         """
         rows, totals = self._counting.rows, self._counting.totals
-        self._gone = ()
+        self._gone = set()
         if len(rows) > ROWS // 2:
             idle = [
                 n
@@ -239,7 +252,13 @@ class TelemetryHooks:
                 if row["label"][0] != events.LABEL_OTHER and self._is_idle(row.tobytes(), total)
             ]
             self._counting.remove(rows[idle], totals[idle])
-            self._gone = {row.tobytes() for row in rows[idle]}
+            self._gone |= {row.tobytes() for row in rows[idle]}
+        samples = self._counting.samples
+        if len(samples) > WORKS // 2:
+            for number in samples.keys() - {events.WORK_OUTSIDE, events.WORK_OTHER}:
+                if self._samples_before.get(number) == samples[number]:
+                    self._watch.forget_work(number)
+                    self._gone.add(_work_key(number))
         return self._gone
 
     def _is_idle(self, key: bytes, total: np.void) -> bool:

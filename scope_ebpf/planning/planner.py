@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Kinds of hook in the order in which they are tried. Tracepoints do not depend on the VM.
 _VIAS: tuple[Literal["tracepoint", "symbol", "usdt"], ...] = ("tracepoint", "symbol", "usdt")
+#: A function of a build with -fcf-protection begins so. A breakpoint there takes a second trap.
+_ENDBR64 = b"\xf3\x0f\x1e\xfa"
 _BY_TRACEPOINT = {v.event for v in events.VARIANTS if v.via == "tracepoint"}
 
 
@@ -175,7 +177,7 @@ def symbol_attachments(
                 source=symbol.source,
             )
         ]
-    start = entry.START if hook.returns else _entry(binary, symbol, hook)
+    start = (_returns_at if hook.returns else _entry)(binary, symbol, hook)
     address = symbol.address + start.shift
     bounds.require_in_function(binary, symbol, address)
     registers = tuple(zip(hook.arguments, (r or "" for r in start.registers), strict=False))
@@ -227,6 +229,14 @@ def _entry(binary: Executable, symbol: Symbol, hook: events.Hook) -> entry.Entry
     else:
         usable = cheap.registers == entry.ARGUMENTS
     return cheap if usable else entry.START
+
+
+def _returns_at(binary: Executable, symbol: Symbol, _hook: events.Hook) -> entry.Entry:
+    """Behind an endbr64, which changes nothing, if that is cheap; otherwise the start."""
+    cheap = binary.cheap_entry(symbol.address, symbol.size)
+    if cheap.shift == len(_ENDBR64) and binary.read(symbol.address, len(_ENDBR64)) == _ENDBR64:
+        return cheap
+    return entry.START
 
 
 def usdt_attachments(

@@ -124,6 +124,36 @@ class Breakpoint:
         self._follow.watch(versions)
 
 
+class Armed:
+    """
+    Hardware breakpoints on ``telemetry:execute/3`` at *addresses* that others know.
+
+    They say when there are others, so no memory of process *pid* is read.
+    """
+
+    via, turn = Breakpoint.via, TURN
+
+    def __init__(self, watch: TelemetryWatch, pid: int, addresses: Sequence[int]) -> None:
+        self._watch, self._pid, self._addresses = watch, pid, addresses
+
+    def cost(self, other: float, own: float, entry: float) -> float:
+        """See :class:`Place`; as of :class:`Breakpoint`."""
+        del other, entry
+        return own * BREAKPOINT_SECONDS
+
+    def attach(self) -> None:
+        """See :class:`Place`."""
+        tids = [one.tid for one in threads(self._pid) if one.role == "normal"]
+        self._watch.arm(self._addresses, tids)
+
+    def follow(self) -> None:
+        """Do nothing: see the class."""
+
+    def missed(self) -> float:
+        """Return 0: what is missed is not known here."""
+        return 0.0
+
+
 def hooks_of(target: Target, library: Library) -> list[Attachment]:
     """Find where the program of *library* is attached in *target*; none if it hides them."""
     found: list[Attachment] = []

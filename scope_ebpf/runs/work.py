@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.telemetry.specs import Spec
 
-#: Works that differ in their labels and have a name.
-_ROWS = 4096
+#: Works that differ in their labels and have a name; processes at work at a time.
+_ROWS, _OPEN = 4096, 16384
 OUTSIDE, OTHER = "(outside of any request)", "(other requests)"
 #: What readers of the figures must know.
 NOTE = (
@@ -106,7 +106,7 @@ def noted(target: Target) -> Iterator[Works]:
         )
     hooks = hooks_of(target, library)
     wanted = settings(target, atoms)
-    watch = TelemetryWatch(target.identity, wanted, hooks, rows=1, work=Work(_ROWS))
+    watch = TelemetryWatch(target.identity, wanted, hooks, rows=1, work=Work(_ROWS, _OPEN))
     places = places_of(target, atoms, watch, hooks)
     vm = Vm(lambda: cpu_seconds(target.pid), lambda: None)
     with watch:

@@ -105,10 +105,13 @@ def test_the_processes_of_an_application_are_what_its_vm_says(name):
         seen = scope_trace("top", "--pid", str(app.pid), "--once", "--format", "json").document
         after = look(app)
         doctor = scope_trace("doctor", str(app.pid), "--format", "json").document
+        listed = scope_trace("list", "--libraries", "--format", "json").document["beams"]
         library, application = LIBRARIES[name]
         version = app.eval(f"element(2, application:get_key({application}, vsn))")
     assert {"name": library, "version": ast.literal_eval(version)} in doctor["libraries"]
     assert doctor["telemetry"] is None
+    (row,) = (row for row in listed if row["pid"] == app.pid)
+    assert doctor["libraries"] == row["libraries"]
     ours = {row["pid"]: row for row in seen["processes"]}
     lived = before.keys() & after.keys()
     assert seen["read"] == len(ours)

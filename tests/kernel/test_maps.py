@@ -6,6 +6,7 @@ Maps of an object that no program runs of: what is written with numpy types is r
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 import beams_run
@@ -14,9 +15,12 @@ import pytest
 
 from scope_ebpf import events
 from scope_ebpf.errors import HostError
+from scope_ebpf.kernel.attach.uprobes import Attacher
 from scope_ebpf.kernel.bpf.libbpf import LibbpfError, library
 from scope_ebpf.kernel.bpf.maps import U32, U64, possible_cpus
 from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
+from scope_ebpf.kernel.observers.telemetry_watch import TelemetryWatch, Work
+from scope_ebpf.kernel.observers.thread_watch import ThreadWatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,3 +164,27 @@ def test_a_map_is_cleared(loaded: BpfObject, name: str):
         "call_totals": bool(totals.values()["calls"].any()),
     }
     assert [name] == [each for each, holds in left.items() if not holds]
+
+
+def test_open_requests_of_one_vm_take_no_room_of_another():
+    """
+    23 processes of one at work stay known while another one begins 20,000 works.
+    """
+    beams_run.require(os.geteuid() == 0, "loading BPF programs takes root")
+    threads = ThreadWatch()
+    with closing(threads), closing(Attacher()) as attacher, ExitStack() as watches:
+        maps = []
+        for target in (threads.add(), threads.add()):
+            work = Work(8, events.MAX_OPEN_WORKS, threads.works.clock(target))
+            settings = np.zeros((), events.TELEMETRY_SETTINGS)
+            watch = TelemetryWatch(None, settings, (), 8, attacher=attacher, work=work)
+            watches.enter_context(watch)
+            maps.append(watch._object.map("works", U64, events.WORK))
+            assert {events.WORK_OUTSIDE: 0, events.WORK_OTHER: 0} == watch.work_samples()
+        quiet, busy = maps
+        for pid in range(1, 24):
+            quiet[pid] = np.zeros((), events.WORK)
+        for pid in range(1, 20_001):
+            busy[pid] = np.zeros((), events.WORK)
+        assert {*range(1, 24)} == {*quiet.keys().tolist()}
+        assert 0 < len(busy.keys()) <= events.MAX_OPEN_WORKS

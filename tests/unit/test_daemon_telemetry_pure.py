@@ -25,6 +25,7 @@ from scope_ebpf.daemon.telemetry import Crop, TelemetryHooks
 from scope_ebpf.daemon.telemetry_slot import TelemetrySlot
 from scope_ebpf.errors import HostError, NoAnswerError, NoSuchProcessError, ReadRefusedError
 from scope_ebpf.metrics.telemetry import Span, TelemetryReading
+from scope_ebpf.runs import telemetry_hooks
 from scope_ebpf.telemetry.specs import Spec, of_series
 
 REFUSED = ReadRefusedError("code is being loaded")
@@ -47,6 +48,7 @@ class Watched:
     offers: list = field(default_factory=list)
     looks: int = 0
     crops: int = 0
+    moved: bool = False
 
     def __post_init__(self) -> None:
         identity = SimpleNamespace(check=lambda: None)
@@ -80,6 +82,11 @@ class ASight:
 
     def __init__(self, state: SimpleNamespace, watch: Watched) -> None:
         self._state, self._watch, self.is_there, self._offered = state, watch, False, False
+
+    def has_moved(self) -> bool:
+        moved, self._watch.moved = self._watch.moved, False
+        self._offered &= not moved
+        return moved
 
     def look(self) -> str | None:
         self._spend()
@@ -211,6 +218,49 @@ def test_a_failure_now_and_then_changes_nothing(run: SimpleNamespace):
     assert {} == run.errors
 
 
+def test_code_that_was_loaded_anew_is_offered_at_once(run: SimpleNamespace):
+    """
+    Within a second or two, not only at the next search.
+    """
+    run.watches = [watch := Watched()]
+    run.go(10)
+    assert ["offer"] == watch.offers
+    watch.moved = True
+    run.go(3)
+    assert ["offer", "offer"] == watch.offers
+
+
+def test_a_breakpoint_follows_the_code_that_is_in_use():
+    """
+    Once some lies elsewhere it has moved; where functions are seen it never has.
+    """
+    sight, tables = object.__new__(Sight), [(4096, 0), (4096, 0), (0, 0)]
+    sight._modules = None
+    assert not sight.has_moved()
+    sight._module, sight._code, sight._library = 7, {4096}, "1.4"
+    sight._modules = SimpleNamespace(code=lambda _: {7: SimpleNamespace(tables=tables)})
+    tables[2] = (4096, 0)  # some other module was loaded
+    assert not sight.has_moved()
+    tables[0] = (8192, 4096)
+    assert sight.has_moved()
+    assert not sight.is_there
+    assert not sight.has_moved()
+
+
+def test_a_breakpoint_is_on_every_thread_that_runs_erlang_code(monkeypatch: pytest.MonkeyPatch):
+    """
+    At the address that was given, and events alone cost something.
+    """
+    found = [SimpleNamespace(tid=n, role=role) for n, role in enumerate(("normal", "poll") * 2)]
+    monkeypatch.setattr(telemetry_hooks, "threads", lambda pid: found if pid == 23 else [])
+    armed: list[tuple] = []
+    watch = SimpleNamespace(arm=lambda *given: armed.append(given))
+    place = telemetry_hooks.Armed(watch, 23, [4096])
+    place.attach()
+    assert [([4096], [0, 2])] == armed
+    assert 0 == place.cost(1000, 0, 1e-6) < place.cost(0, 1, 1e-6)
+
+
 def test_hooks_that_the_kernel_refuses_are_shown_at_once(run: SimpleNamespace):
     """
     They are offered again after a minute.
@@ -283,6 +333,7 @@ class AWatch:
     def __init__(self) -> None:
         self.by_label: dict[int, int] = {}
         self.forgotten: list[bytes] = []
+        self.samples: dict[int, int] = {}
         self.start = self.release = self.close = lambda: None
 
     def counts(self) -> dict[str, int]:
@@ -293,6 +344,12 @@ class AWatch:
         totals["count"] = list(self.by_label.values())
         totals["sum"][:, 0] = totals["count"] * 5
         return rows_of(*self.by_label), totals
+
+    def work_samples(self) -> dict[int, int]:
+        return dict(self.samples)
+
+    def forget_work(self, number: int) -> None:
+        del self.samples[number]
 
     def work_row(self, number: int) -> np.void | None:
         return rows_of(number - 10)[0] if number > 10 else None
@@ -308,8 +365,9 @@ def hooks_on(watch: AWatch) -> TelemetryHooks:
     Hooks that count with *watch*, at work.
     """
     found = object.__new__(TelemetryHooks)
-    found._watch, found._before, found._gone, found.crop = watch, {}, (), None
-    found._counting = hooks._Counting(watch, [Spec(("oban", "job", "stop"))])
+    found._watch, found._before, found._gone, found.crop = watch, {}, set(), None
+    found._samples_before = {}
+    found._counting = hooks._Counting(watch, [Spec(("oban", "job", "stop"))], samples=True)
     place = SimpleNamespace(
         via="", turn=0.1, cost=lambda *_: 0.0, attach=lambda: None, follow=lambda: None
     )
@@ -344,34 +402,34 @@ def test_samples_of_work_are_seconds():
     """
     By the row of what was worked on; what is outside, and what found no room, has its number.
     """
-    found = hooks_on(AWatch())
-    taken = {events.WORK_OUTSIDE: 97, events.WORK_OTHER: 0, 26: 194}
-    found._counting._clock = SimpleNamespace(samples=lambda: taken)
+    found = hooks_on(watch := AWatch())
+    watch.samples = {events.WORK_OUTSIDE: 97, events.WORK_OTHER: 0, 26: 194}
     found._harvest()
     assert found.crop is not None
     (outside, seconds), (row, more) = found.crop.work
     assert (events.WORK_OUTSIDE, 1, 16, 2) == (outside, seconds, int(row["label"][0]), more)
-    taken |= {events.WORK_OTHER: 291}
+    watch.samples |= {events.WORK_OTHER: 291}
     found._harvest()
     assert [(events.WORK_OTHER, 3)] == found.crop.work
 
 
-def test_hooks_begin_without_samples_of_those_before(monkeypatch: pytest.MonkeyPatch):
+def test_idle_works_make_room_for_others(monkeypatch: pytest.MonkeyPatch):
     """
-    Rows of other hooks have other numbers, and the room of their samples is that of all targets.
+    Only where many are there, never those without a number; one that comes again counts anew.
     """
-
-    def refused(*_: object, **__: object) -> None:
-        raise HostError("refused")
-
-    forgotten: list[bool] = []
-    monkeypatch.setattr(hooks, "TelemetryWatch", refused)
-    clock = SimpleNamespace(forget=lambda: forgotten.append(True))
-    target = SimpleNamespace(pid=23, identity=None)
-    given = {"attacher": None, "entry": 1e-6, "budget": 0.01, "clock": clock}
-    with pytest.raises(HostError):
-        TelemetryHooks(target, hooks.Offer(None, [], [], []), None, **given)
-    assert [True] == forgotten
+    monkeypatch.setattr(hooks, "WORKS", 8)
+    found = hooks_on(watch := AWatch())
+    watch.samples = {events.WORK_OUTSIDE: 97, events.WORK_OTHER: 97, 26: 97, 27: 0}
+    found._harvest()
+    assert {events.WORK_OUTSIDE, events.WORK_OTHER, 26, 27} == watch.samples.keys()
+    watch.samples |= {28: 0, 29: 0}
+    found._harvest()
+    assert {events.WORK_OUTSIDE, events.WORK_OTHER, 28, 29} == watch.samples.keys()
+    watch.samples |= {26: 194}
+    found._harvest()
+    assert found.crop is not None
+    ((row, seconds),) = found.crop.work
+    assert (16, 2) == (int(row["label"][0]), seconds)
 
 
 def test_idle_rows_make_room_for_others(monkeypatch: pytest.MonkeyPatch):

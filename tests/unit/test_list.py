@@ -6,6 +6,7 @@ What distinguishes VMs in ``scope-trace list``.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -184,8 +185,43 @@ def test_a_vm_that_ends_meanwhile_ends_no_list(
     monkeypatch.setattr(list_beams, "health", lambda vms: [Health(None, None, None) for _ in vms])
     monkeypatch.setattr(list_beams, "marks_of", lambda *_: None)
     monkeypatch.setattr(list_beams, "_row", row)
-    assert 0 == list_beams.run(argparse.Namespace(format="text"))
+    assert 0 == list_beams.run(argparse.Namespace(format="text", libraries=False))
     printed = capsys.readouterr()
     assert "4711" in printed.out
     assert said in printed.err
     assert bool(said) == bool(printed.err)
+
+
+@pytest.mark.parametrize("format_", ["text", "json"])
+def test_libraries_are_below_the_table_or_in_the_document(
+    format_: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """
+    Their text is the VM's; one that cannot be read has its reason beside its other troubles.
+    """
+    good = [{"name": "Phoenix", "version": "1.7\x1b[2J"}, {"name": "Ecto", "version": None}]
+    hook = {"hook": "ets_lookup_2", "why": None}
+    found = {4711: (good, hook, []), 5: (None, None, ["no modules"])}
+
+    def libraries_of(target: SimpleNamespace) -> tuple:
+        return found[target.pid]
+
+    monkeypatch.setattr(list_beams, "Beam", SimpleNamespace)
+    monkeypatch.setattr(list_beams, "beams", lambda: [SimpleNamespace(pid=pid) for pid in found])
+    monkeypatch.setattr(list_beams, "health", lambda vms: [Health(refused="torn") for _ in vms])
+    monkeypatch.setattr(list_beams, "marks_of", lambda *_: None)
+    monkeypatch.setattr(list_beams, "_row", lambda target, _: {**ROW, "pid": target.pid})
+    monkeypatch.setattr(list_beams, "libraries_of", libraries_of)
+    assert 0 == list_beams.run(argparse.Namespace(format=format_, libraries=True))
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    if format_ == "json":
+        first, second = json.loads(printed)["beams"]
+        assert (good, hook, "torn") == tuple(
+            first[k] for k in ("libraries", "telemetry", "refused")
+        )
+        assert (None, "torn; no modules") == (second["libraries"], second["refused"])
+        return
+    assert "4711: libraries: Phoenix 1.7" in printed
+    assert ", Ecto\n4711: `scope-trace telemetry`: ets_lookup_2\n" in printed
+    assert "5: Could not be looked at: torn; no modules\n" in printed

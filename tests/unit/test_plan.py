@@ -21,6 +21,7 @@ BASE = 0x400000
 NOP = b"\x90"
 PUSH = b"\x55"
 ENDBR = b"\xf3\x0f\x1e\xfa"
+SUB_RSP = b"\x48\x83\xec\x18"
 MOV_R8_RDI = b"\x49\x89\xf8"
 MOV_RDI_RSI = b"\x48\x89\xf7"
 DANGEROUS = ("process__port_unblocked", "global__function__entry")
@@ -348,12 +349,17 @@ def test_a_function_that_begins_expensively_is_hooked_behind_that():
     assert (128, ()) == (out.offset, out.registers)
 
 
-def test_a_return_is_hooked_at_the_start():
+@pytest.mark.parametrize(
+    ("code", "offsets"),
+    [(ENDBR + PUSH, [4, 4]), (SUB_RSP + PUSH, [4, 0]), (ENDBR + MOV_RDI_RSI + PUSH, [0, 0])],
+)
+def test_a_return_is_hooked_where_the_return_address_is_on_top(code: bytes, offsets: list[int]):
     """
-    The kernel finds the return address where the function begins, so a return probe sits there.
+    The kernel finds it there at the start, and behind an instruction that does nothing.
     """
-    binary = Executable({"erl_create_process": BASE + 64}, code=ENDBR + PUSH)
-    assert [64 + 4, 64] == [hook.offset for hook in item(binary, "spawn").attachments]
+    binary = Executable({"erts_finish_loading": BASE + 64}, code=code)
+    hooks = item(binary, "code_load").attachments
+    assert [64 + offset for offset in offsets] == [hook.offset for hook in hooks]
 
 
 def test_every_site_of_a_probe_is_attached():

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.attach.plan import Attachment
     from scope_ebpf.kernel.attach.uprobes import Identity
+    from scope_ebpf.kernel.bpf.maps import Map
 
 #: Room for spans, 340 bytes each, until they are read.
 _RING_BYTES = 8 << 20
@@ -49,8 +50,8 @@ _NO_LIMIT = (1 << 31) - 1
 class Clock(Protocol):
     """What samples the work of one target: a ``thread_watch.WorkClock``."""
 
-    #: The map of what processes work on.
-    fd: int
+    def use(self, works: int, samples: int) -> None:
+        """Sample by these maps from now on, by file descriptor: what is worked on, and samples."""
 
     def open(self) -> int:
         """Count samples of what begins from now on; returns the value of the gate for that."""
@@ -58,12 +59,17 @@ class Clock(Protocol):
     def shut(self) -> None:
         """Count no samples."""
 
+    def leave(self) -> None:
+        """Count no samples, and give the maps back."""
+
 
 class Work(NamedTuple):
     """What is noted of what processes work on."""
 
     #: Works that differ in their labels; others have no name.
     rows: int
+    #: Processes at work at a time; of others it is not known.
+    open: int
     #: What samples it; None if others do, by :attr:`TelemetryWatch.works_fd`.
     clock: Clock | None = None
 
@@ -116,6 +122,7 @@ class TelemetryWatch(Closing):
         self._prepare_work()
         multi = has_multi()
         self._object.load(self._programs, TRACE_UPROBE_MULTI if multi else None)
+        self._begin_samples()
         self._gate = self._object.map("gate", U32, U64)
         self._specs = self._object.map("specs", events.TELEMETRY_EVENT, events.TELEMETRY_SPEC)
         self._rows = self._object.map("rows", events.TELEMETRY_ROW, events.TELEMETRY_TOTALS)
@@ -128,23 +135,48 @@ class TelemetryWatch(Closing):
         self._resources.callback(self._detach)
 
     def _prepare_work(self) -> None:
-        works = self._object.maps["works"]
+        self._object.maps["works"].set_entries(self._work.open if self._work else 1)
         if self._work is None:
-            works.set_entries(1)
             return
         self._object.maps["work_rows"].set_entries(self._work.rows)
-        if self._work.clock:
-            works.share(self._work.clock.fd)
+
+    def _begin_samples(self) -> None:
+        clock = self._work.clock if self._work else None
+        if clock is None:
+            return
+        samples = self._samples_map
+        for number in (events.WORK_OUTSIDE, events.WORK_OTHER):
+            samples[number] = 0
+        clock.use(self.works_fd, samples.fd)
+        self._resources.callback(clock.leave)
 
     @property
     def works_fd(self) -> int:
-        """The map of what processes work on, which samplers share; while this is open."""
+        """The map of what processes work on, for samplers; while this is open."""
         return self._object.maps["works"].fd
+
+    def work_samples(self) -> dict[int, int]:
+        """Samples of processes by what they work on, a number; with a clock only."""
+        numbers, samples = self._samples_map.entries()
+        return dict(zip(numbers.tolist(), samples.tolist(), strict=True))
 
     def work_row(self, number: int) -> np.void | None:
         """The TELEMETRY_ROW that has this number among works; None if it has none."""
-        found: Any = self._object.map("work_rows", U64, events.TELEMETRY_ROW).get(number)
+        found: Any = self._work_rows_map.get(number)
         return None if found is None else found[()]
+
+    def forget_work(self, number: int) -> None:
+        """Remove what has this number among works; when it begins again it is there anew."""
+        self._samples_map.discard(number)
+        self._work_rows_map.discard(number)
+
+    @property
+    def _samples_map(self) -> Map:
+        return self._object.map("work_samples", U64, U64)
+
+    @property
+    def _work_rows_map(self) -> Map:
+        return self._object.map("work_rows", U64, events.TELEMETRY_ROW)
 
     def attach(self) -> None:
         """Attach to the functions that look handlers up; NothingToAttachError, HostError."""

@@ -13,6 +13,7 @@ import mmap
 import re
 import time
 from collections import deque
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,7 +39,7 @@ from scope_ebpf.kernel.bpf.objects import BpfObject, object_bytes
 from scope_ebpf.kernel.bpf.stats import ProgramStats, program_stats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -104,14 +105,12 @@ class Works:
     """
     Samples of what processes of targets work on, by the object *threads*.
 
-    Attributes:
-        fd: the map of what processes work on.
+    What is counted is in maps of each target, so that none takes the room of another.
     """
 
     def __init__(self, threads: BpfObject) -> None:
-        self.fd = threads.maps["works"].fd
         self._gates = threads.map("work_gates", U32, U64)
-        self._samples = threads.map("work_samples", events.WORK_KEY, U64)
+        self._maps = [threads.map(name, U32, U32) for name in ("target_works", "target_samples")]
         self._clocks: dict[int, WorkClock] = {}
 
     def clock(self, target: int) -> WorkClock:
@@ -122,38 +121,31 @@ class Works:
         """Count samples of what *target* begins at this value of its gate; 0 for none."""
         self._gates[target] = value
 
-    def samples(self, target: int) -> dict[int, int]:
-        """Samples of *target*, by the number of a row."""
-        keys, values = self._samples.entries()
-        own = keys["target"] == target
-        counts = values[own].sum(axis=1)
-        return dict(zip(keys["row"][own].tolist(), counts.tolist(), strict=True))
-
-    def forget(self, target: int) -> None:
-        """Drop the samples of *target*: their room is that of all targets."""
-        keys = self._samples.keys()
-        for key in keys[keys["target"] == target]:
-            self._samples.discard(key)
+    def use(self, target: int, fds: Sequence[int]) -> None:
+        """Sample *target* by the maps behind *fds*: open works, and samples; none for no more."""
+        for own, fd in zip_longest(self._maps, fds):
+            if fd is None:
+                own.discard(target)
+            else:
+                own[target] = fd
 
     def remove(self, target: int) -> None:
-        """Count no samples of *target*, and forget them: another one may get its number."""
+        """Count no samples of *target*, and give its maps back."""
         if clock := self._clocks.pop(target, None):
             clock.close()
-        self.gate(target, 0)
-        self.forget(target)
 
 
 class WorkClock:
-    """
-    Samples what processes of the target with number *target* work on, until closed.
-
-    Attributes:
-        fd: the map of what processes work on.
-    """
+    """Samples what processes of the target with number *target* work on, until closed."""
 
     def __init__(self, works: Works, target: int) -> None:
         self._works: Works | None = works
-        self._target, self.fd = target, works.fd
+        self._target = target
+
+    def use(self, works: int, samples: int) -> None:
+        """Sample by these maps from now on, by file descriptor: what is worked on, and samples."""
+        if self._works:
+            self._works.use(self._target, (works, samples))
 
     def open(self) -> int:
         """Count samples of what begins from now on; returns the value of the gate for that."""
@@ -167,17 +159,15 @@ class WorkClock:
         if self._works:
             self._works.gate(self._target, 0)
 
-    def forget(self) -> None:
-        """Drop the samples so far: the rows of hooks to come have other numbers."""
+    def leave(self) -> None:
+        """Count no samples, and give the maps back."""
+        self.shut()
         if self._works:
-            self._works.forget(self._target)
-
-    def samples(self) -> dict[int, int]:
-        """Samples since they were forgotten last, by the number of a row."""
-        return self._works.samples(self._target) if self._works else {}
+            self._works.use(self._target, ())
 
     def close(self) -> None:
         """Sample no more."""
+        self.leave()
         self._works = None
 
 

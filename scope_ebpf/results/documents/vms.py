@@ -82,7 +82,33 @@ class VmHealth(TypedDict):
     refused: str | None
 
 
-class ListedVm(FoundVm, VmHealth):
+class LoadedLibrary(TypedDict):
+    """A well-known library or server that the VM has loaded."""
+
+    name: str
+    #: By the directory that it is loaded from; null where that does not say it.
+    version: str | None
+
+
+class TelemetryHook(TypedDict):
+    """How the events of telemetry can be seen in the VM."""
+
+    #: The hook; null where there is none.
+    hook: str | None
+    #: Why there is none.
+    why: str | None
+
+
+class VmLibraries(TypedDict, total=False):
+    """What is loaded into one VM; there with --libraries only."""
+
+    #: Null if the modules of the VM could not be read; refused says why.
+    libraries: list[LoadedLibrary] | None
+    #: Null if the VM has not loaded telemetry, or its modules could not be read.
+    telemetry: TelemetryHook | None
+
+
+class ListedVm(FoundVm, VmHealth, VmLibraries):
     """One VM of this host."""
 
 
@@ -147,23 +173,6 @@ class DaemonView(TypedDict):
     hooks: dict[str, str]
     #: Readings that it would refuse, with the reason.
     not_told: dict[str, str]
-
-
-class LoadedLibrary(TypedDict):
-    """A well-known library or server that the VM has loaded."""
-
-    name: str
-    #: By the directory that it is loaded from; null where that does not say it.
-    version: str | None
-
-
-class TelemetryHook(TypedDict):
-    """How the events of telemetry can be seen in the VM."""
-
-    #: The hook; null where there is none.
-    hook: str | None
-    #: Why there is none.
-    why: str | None
 
 
 class ExaminedVm(TypedDict, total=False):
