@@ -85,6 +85,7 @@ class _Answers:
     #: What was asked of functions, by start and size.
     starts: dict[tuple[int, int], bool] = field(default_factory=dict)
     references: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    calls: dict[tuple[int, int], list[tuple[int, int, bool]]] = field(default_factory=dict)
     #: The first bytes at some addresses, and other bytes by address and size.
     heads: dict[int, bytes] = field(default_factory=dict)
     cached: dict[tuple[int, int], bytes] = field(default_factory=dict)
@@ -355,7 +356,20 @@ class Binary:
         Known is what a symbol spans, and the PLT. UnreadableElfError for a function that is not
         in the file.
         """
-        return self._ask_symbols("calls", _calls, address, size)
+        if (address, size) not in self._answers.calls:
+            found = self._ask_symbols("calls", _calls, address, size)
+            self._answers.calls[address, size] = found
+        return list(self._answers.calls[address, size])
+
+    def callers(self, functions: Sequence[int]) -> list[list[int]]:
+        """For each of *functions*, by its address, where direct branches lead to it (x86-64)."""
+        return self._ask(
+            "callers",
+            lambda a: answers.as_many(
+                a, lambda one: answers.many(one, answers.integer, limits.FOUND), len(functions)
+            ),
+            list(functions),
+        )
 
     def references(self, address: int, size: int) -> list[int]:
         """The addresses that the code of the function at *address* names (x86-64)."""

@@ -57,7 +57,7 @@ _HOOKS = [
     if variant.via == "symbol"
     for hook in variant.hooks
     for name in (hook.name, hook.call)
-    if name
+    if name and not hook.copy_of  # copies are known only where functions have names
 ]
 #: Functions of no event that show their place by what they do (``beam.memory.search``).
 _CONFIRMED = ("erts_init_gc", "ethr_mutex_init")
