@@ -95,7 +95,7 @@ def _runs(beam: beams_run.Beam) -> list[tuple[dict[str, int], dict[str, Any]]]:
 
 
 def _watch(beam: beams_run.Beam, events: str, *commands: str) -> dict[str, Any]:
-    with trace(beam.pid, "--events", f"{events},port_busy") as run:
+    with trace(beam.pid, "--events", f"{events},thread") as run:
         for command in commands:
             beam.plant(command)
         outcome = run.stop()
