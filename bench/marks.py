@@ -42,7 +42,8 @@ from mark_run import HERE, MODULES, compiled, erl, folder, mark, run, terms  # n
 
 from scope_ebpf.beam.vm.discover import inspect  # noqa: E402
 from scope_ebpf.kernel.cost import measure  # noqa: E402
-from scope_ebpf.runs.marks import MarkOptions, watch  # noqa: E402
+from scope_ebpf.runs.mark_run import MarkOptions  # noqa: E402
+from scope_ebpf.runs.marks import watch  # noqa: E402
 from scope_ebpf.runs.target_cost import cpu_seconds  # noqa: E402
 
 if TYPE_CHECKING:

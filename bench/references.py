@@ -61,8 +61,8 @@ def main(files: list[str]) -> None:
 
 def _one(beam: beams_run.Beam, first: dict[str, int]) -> None:
     scope_trace("doctor", str(beam.pid))
-    (entry,) = [p for p in memory.folder().iterdir() if p.suffix == ".json"]
-    found = memory.recall(entry.stem)
+    kept = [path.stem for path in memory.folder().glob("*.json")]
+    found = memory.recall(kept[0]) if kept else None  # nothing by one of another flavour
     places = {name: place.start for name, place in found.places.items()} if found else {}
     first.update(places if not first else {})
     elsewhere = [name for name in places if places[name] != first.get(name)]
@@ -95,7 +95,7 @@ def _runs(beam: beams_run.Beam) -> list[tuple[dict[str, int], dict[str, Any]]]:
 
 
 def _watch(beam: beams_run.Beam, events: str, *commands: str) -> dict[str, Any]:
-    with trace(beam.pid, "--events", f"{events},port_busy") as run:
+    with trace(beam.pid, "--events", f"{events},thread") as run:
         for command in commands:
             beam.plant(command)
         outcome = run.stop()

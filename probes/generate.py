@@ -249,6 +249,8 @@ def hook_text(hook: Table) -> str:
         call=hook.get("call"),
         local=hook.get("local"),
         called_by=hook.get("called_by"),
+        marks=tuple(hook.get("marks", [])),
+        copy_of=hook.get("copy_of"),
         at_call=tuple(hook.get("at_call", {}).items()),
         arguments=tuple(hook.get("arguments", [])),
     )

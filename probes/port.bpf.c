@@ -2,7 +2,7 @@
 /*
  * port: ports are opened, closed, and become busy.
  *
- * Hooks:  erts_open_driver entry and return, erts_deliver_port_exit, set_busy_port;
+ * Hooks:  erts_open_driver entry and return, erts_deliver_port_exit, set_busy_port or its copy;
  *         or erlang:port__open, port__exit, port__busy, port__not_busy
  * Counts: port_open that succeeded, port_close, port_busy by busy and not_busy; how long ports were
  *         busy, by symbol
@@ -112,9 +112,20 @@ static __always_inline int count_close(__u8 flags, __u32 tid, __u64 from, __u64 
 }
 
 /*
- * The function does nothing for a port that is closing already, nor for a normal exit of a process
- * that is linked to the port but does not own it (OTP-25.2.3 io.c, erts_deliver_port_exit).
+ * Whether erts_deliver_port_exit closes the port. It does nothing for a port that is closing
+ * already, nor for a normal exit of a process that is linked to the port but does not own it
+ * (OTP-25.2.3 io.c).
  */
+static __always_inline bool closes(__u8 kind, __u64 port, __u64 id, __u64 from, __u64 reason,
+				   __u32 drop_normal)
+{
+	if ((__u32)vm_field(kind, port, settings.port_state) &
+	    (PORT_EXITING | PORT_CLOSING | PORT_FREE | PORT_INITIALIZING))
+		return false;
+	return !(drop_normal && target.am_normal && reason == target.am_normal && from != id &&
+		 from != vm_field(kind, port, settings.port_connected));
+}
+
 SEC("uprobe")
 int BPF_KPROBE(port_close_entry, __u64 port, __u64 from, __u64 reason, __u64 send_closed,
 	       __u32 drop_normal)
@@ -125,11 +136,7 @@ int BPF_KPROBE(port_close_entry, __u64 port, __u64 from, __u64 reason, __u64 sen
 	if (!enter_program(PROGRAM_PORT_CLOSE_ENTRY, &tid))
 		return 0;
 	id = id_of(KIND_PORT_CLOSE, port);
-	if ((__u32)vm_field(KIND_PORT_CLOSE, port, settings.port_state) &
-	    (PORT_EXITING | PORT_CLOSING | PORT_FREE | PORT_INITIALIZING))
-		return 0;
-	if (drop_normal && target.am_normal && reason == target.am_normal && from != id &&
-	    from != vm_field(KIND_PORT_CLOSE, port, settings.port_connected))
+	if (!closes(KIND_PORT_CLOSE, port, id, from, reason, drop_normal))
 		return 0;
 	return count_close(0, tid, from, id, reason);
 }
@@ -182,22 +189,41 @@ static __always_inline int count_busy(__u8 class, __u8 flags, __u32 tid, __u64 o
 	return 0;
 }
 
+static __always_inline int mark_busy(__u8 class, __u32 tid, __u64 port, __u64 id)
+{
+	__u64 owner = vm_field(KIND_PORT_BUSY, port, settings.port_connected);
+
+	if (!is_wanted(0, owner))
+		return 0;
+	observe_busy(class, id);
+	return count_busy(class, 0, tid, owner, id);
+}
+
 SEC("uprobe")
 int BPF_KPROBE(port_busy_entry, __u64 port, __u32 on)
 {
-	__u64 id, owner;
-	__u8 class;
 	__u32 tid;
 
 	if (!enter_program(PROGRAM_PORT_BUSY_ENTRY, &tid))
 		return 0;
-	owner = vm_field(KIND_PORT_BUSY, port, settings.port_connected);
-	if (!is_wanted(0, owner))
+	return mark_busy(on ? PORT_BUSY_BUSY : PORT_BUSY_NOT_BUSY, tid, port,
+			 id_of(KIND_PORT_BUSY, port));
+}
+
+/* erts_deliver_port_exit, where the compiler has put a copy of set_busy_port(Port, 0) into it. */
+SEC("uprobe")
+int BPF_KPROBE(port_busy_copy, __u64 port, __u64 from, __u64 reason, __u64 send_closed,
+	       __u32 drop_normal)
+{
+	__u64 id;
+	__u32 tid;
+
+	if (!enter_program(PROGRAM_PORT_BUSY_COPY, &tid))
 		return 0;
 	id = id_of(KIND_PORT_BUSY, port);
-	class = on ? PORT_BUSY_BUSY : PORT_BUSY_NOT_BUSY;
-	observe_busy(class, id);
-	return count_busy(class, 0, tid, owner, id);
+	if (!closes(KIND_PORT_BUSY, port, id, from, reason, drop_normal))
+		return 0;
+	return mark_busy(PORT_BUSY_NOT_BUSY, tid, port, id);
 }
 
 SEC("uprobe")

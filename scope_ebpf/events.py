@@ -257,7 +257,7 @@ ARGUMENT_REGISTER = 2
 ARGUMENT_MEMORY = 3
 ARGUMENT_ABSOLUTE = 4
 
-PROGRAMS = ('spawn_entry', 'spawn_return', 'spawn_usdt', 'exit_entry', 'exit_usdt', 'hibernate_entry', 'hibernate_usdt', 'send_local', 'send_alias', 'send_remote', 'send_remote_name', 'send_usdt', 'receive_entry', 'receive_usdt', 'schedule_in', 'schedule_out', 'schedule_in_usdt', 'schedule_out_usdt', 'gc_entry', 'gc_return', 'gc_hibernate_return', 'gc_start_usdt', 'gc_minor_end_usdt', 'gc_major_end_usdt', 'port_open_entry', 'port_open_return', 'port_open_usdt', 'port_close_entry', 'port_close_usdt', 'port_busy_entry', 'port_busy_usdt', 'port_not_busy_usdt', 'dist_busy_entry', 'dist_resume', 'dist_output_port', 'dist_output_process', 'dist_output_usdt', 'code_load_entry', 'code_load_return', 'nif_entry', 'call_return', 'bif_entry', 'dirty_nif_entry', 'dirty_bif_entry', 'switched', 'woken', 'dist_packet_out', 'dist_packet_in', 'dist_node_down', 'marked_callback', 'marked_function')
+PROGRAMS = ('spawn_entry', 'spawn_return', 'spawn_usdt', 'exit_entry', 'exit_usdt', 'hibernate_entry', 'hibernate_usdt', 'send_local', 'send_alias', 'send_remote', 'send_remote_name', 'send_usdt', 'receive_entry', 'receive_usdt', 'schedule_in', 'schedule_out', 'schedule_in_usdt', 'schedule_out_usdt', 'gc_entry', 'gc_return', 'gc_hibernate_return', 'gc_start_usdt', 'gc_minor_end_usdt', 'gc_major_end_usdt', 'port_open_entry', 'port_open_return', 'port_open_usdt', 'port_close_entry', 'port_close_usdt', 'port_busy_entry', 'port_busy_copy', 'port_busy_usdt', 'port_not_busy_usdt', 'dist_busy_entry', 'dist_resume', 'dist_output_port', 'dist_output_process', 'dist_output_usdt', 'code_load_entry', 'code_load_return', 'nif_entry', 'call_return', 'bif_entry', 'dirty_nif_entry', 'dirty_bif_entry', 'switched', 'woken', 'dist_packet_out', 'dist_packet_in', 'dist_node_down', 'marked_callback', 'marked_function')
 
 #: What every record in the ring starts with: the kernel's header and ours.
 _HEAD = (
@@ -1064,7 +1064,8 @@ VARIANTS = (
         Hook('port_close_usdt', 'port__exit'),
     )),
     Variant('port_busy', 'symbol', 'port', hooks=(
-        Hook('port_busy_entry', 'set_busy_port', called_by='erts_deliver_port_exit'),
+        Hook('port_busy_entry', 'set_busy_port', called_by='erts_deliver_port_exit', marks=('erts_dist_port_not_busy', 'erts_port_task_abort_nosuspend_tasks')),
+        Hook('port_busy_copy', 'erts_deliver_port_exit', optional=True, copy_of='set_busy_port'),
     )),
     Variant('port_busy', 'usdt', 'port', hooks=(
         Hook('port_busy_usdt', 'port__busy'),

@@ -45,6 +45,11 @@ class Hook(NamedTuple):
     #: A function that calls this one in every release: where it does not, the compiler has made
     #: copies, whose calls would be missed.
     called_by: str | None = None
+    #: Functions that only this one calls: if they show that its one copy is in *called_by*, it is
+    #: used with the hook that is its ``copy_of``.
+    marks: tuple[str, ...] = ()
+    #: A function that has its own hook: this one is used only where it has a copy of that.
+    copy_of: str | None = None
     #: Settings, each with the register that it is set to at that call.
     at_call: tuple[tuple[str, str], ...] = ()
     #: Settings that are set to the registers of the function's arguments.

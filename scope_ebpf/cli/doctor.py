@@ -123,7 +123,7 @@ def _examine(target: Target) -> ExaminedVm:
     daemon = trial(target.pid)
     return {
         "target": target.as_json(),
-        "refused": [*refused, *unread],
+        "refused": list(dict.fromkeys((*refused, *unread))),
         "libraries": libraries,
         "telemetry": telemetry,
         "hooks": rows,

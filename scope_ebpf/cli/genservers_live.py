@@ -308,7 +308,7 @@ class _Live:
 
 
 def _column(index: int) -> Column:
-    """One column of the table, by its place in HEADINGS."""
+    """One column of the table, by its index in HEADINGS."""
     cut = _CUT.get(index)
     return Column(
         HEADINGS[index], _RANKS[index], right=cut is None, least=cut or 0, cut=cut is not None

@@ -15,7 +15,9 @@ from scope_ebpf.cli.options import above_zero, add_duration, add_format, add_max
 from scope_ebpf.cli.target import add_target, find_vm, words_of
 from scope_ebpf.errors import UsageError
 from scope_ebpf.kernel import host
-from scope_ebpf.runs.marks import CLASSES, MarkOptions, say_started, watch
+from scope_ebpf.runs.mark_hooks import CLASSES
+from scope_ebpf.runs.mark_run import MarkOptions
+from scope_ebpf.runs.marks import say_started, watch
 from scope_ebpf.sinks.columns import wall_offset_ns
 from scope_ebpf.sinks.marks import SORTS, call_line, lines
 from scope_ebpf.sinks.plain import say

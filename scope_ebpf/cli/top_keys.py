@@ -52,7 +52,7 @@ class Screen:
     typing: bool = False
     paused: bool = False
     page: Literal["table", "process", "check", "help"] = "table"
-    #: The first process that is shown, and the selected one, by their place in the order.
+    #: The first process that is shown, and the selected one, by their index in the order.
     first: int = 0
     selected: int = 0
     #: The first line of help or of details that is shown, and how many there are.

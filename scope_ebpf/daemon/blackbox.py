@@ -113,7 +113,7 @@ class BlackBox(ReadingThread):
                 self.keep(near[0])
 
     def folder(self) -> Path | None:
-        """Where files are kept; None where there is no such place, or it is another user's."""
+        """Where files are kept; None where there is no such folder, or it is another user's."""
         # systemd separates several folders with colons; a configured one may have colons.
         given = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
         named = self.config().blackbox_folder or given

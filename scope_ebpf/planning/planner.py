@@ -15,6 +15,7 @@ from scope_ebpf import events
 from scope_ebpf.attach.plan import DEFAULT_EVENTS, EVENTS, Attachment, Item, Plan
 from scope_ebpf.beam.elf import bounds, entry, usdt
 from scope_ebpf.beam.elf.contents import UnreadableElfError
+from scope_ebpf.planning import copies
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -42,11 +43,8 @@ class _Site(Protocol):
     def arguments(self) -> str: ...
 
 
-class Executable(bounds.File, Protocol):
+class Executable(copies.Callers, Protocol):
     """A binary as the planner reads it; ``beam.elf.binary.Binary`` is one."""
-
-    def symbol(self, name: str) -> Symbol | None:
-        """The function of that name."""
 
     def matching(self, pattern: re.Pattern[str]) -> Iterable[Symbol]:
         """The functions whose whole name matches."""
@@ -56,9 +54,6 @@ class Executable(bounds.File, Protocol):
 
     def cheap_entry(self, address: int, size: int) -> entry.Entry:
         """The instruction of a function at which a hit is cheapest; UnreadableElfError as above."""
-
-    def calls(self, address: int, size: int) -> Collection[tuple[int, int, bool]]:
-        """Each call in a function: address, target, and whether a symbol or the PLT spans it."""
 
     @property
     def usdt_sites(self) -> Collection[_Site]:
@@ -162,7 +157,9 @@ def symbol_attachments(
     if symbol is None:
         return []
     bounds.require_in_function(binary, symbol, symbol.address)
-    _require_caller(binary, symbol, hook)
+    if hook.copy_of and copies.calls(binary, symbol, hook.copy_of):
+        return []
+    copies.require_all_calls(binary, symbol, hook)
     if hook.call and (at_call := _call(binary, symbol, hook)):
         bounds.require_in_function(binary, symbol, at_call)
         offset = binary.file_offset(at_call)
@@ -194,18 +191,6 @@ def symbol_attachments(
             source=symbol.source,
         )
     ]
-
-
-def _require_caller(binary: Executable, symbol: Symbol, hook: events.Hook) -> None:
-    """Refuse a function whose known caller calls it no more: a copy is called in its place."""
-    caller = binary.symbol(hook.called_by) if hook.called_by else None
-    if caller is None:
-        return
-    calls = binary.calls(caller.address, caller.size)
-    if symbol.address not in (target for _, target, _ in calls):
-        raise bounds.UnprovenPlaceError(
-            f"{caller.name} does not call it in this build, whose compiler has made copies of it"
-        )
 
 
 def _call(binary: Executable, symbol: Symbol, hook: events.Hook) -> int | None:

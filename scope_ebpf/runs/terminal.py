@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The surroundings of a run: its output, other runs on the same target, a progress bar."""
+"""What is around a run: its output, other runs on the same target, a progress bar."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ branch_setup_xol_ops and push_setup_xol_ops.
 from __future__ import annotations
 
 import re
+import struct
 from typing import TYPE_CHECKING
 
 from scope_ebpf.sandbox.decoder import decode
@@ -36,6 +37,9 @@ _ADDRESS = re.compile(r"(?<!- )\b0x[0-9a-f]+")
 #: An operand in memory relative to the next instruction.
 _RELATIVE = re.compile(rf"\[rip(?: ([+-]) ({_NUMBER}))?\]")
 _WORD, _SIGN = 1 << 64, 1 << 63
+#: Direct branches out of a function, with the distance from their end.
+_BRANCHES = re.compile(rb"(?s)(?=((?:[\xe8\xe9]|\x0f[\x80-\x8f]).{4}))")
+_DISTANCE = struct.Struct("<i")
 
 
 def cheap_entry(code: bytes) -> Entry:
@@ -71,6 +75,21 @@ def calls(code: bytes, start: int) -> list[tuple[int, int]]:
         for target in _immediate(instruction)
         if instruction.mnemonic == "call" or not 0 <= target < len(code)
     ]
+
+
+def callers(code: bytes, start: int, functions: Sequence[int]) -> dict[int, list[int]]:
+    """
+    Where all *code* of a file, which begins at *start*, calls or jumps to each of *functions*.
+
+    By the bytes of direct branches: where such bytes stand by chance, there is one too many.
+    """
+    found: dict[int, list[int]] = {function: [] for function in functions}
+    for match in _BRANCHES.finditer(code):
+        end = match.end(1)
+        target = start + end + _DISTANCE.unpack_from(code, end - _DISTANCE.size)[0]
+        if target in found:
+            found[target].append(start + match.start())
+    return found
 
 
 def references(code: bytes, start: int, variables: Sequence[range] = ()) -> list[int]:

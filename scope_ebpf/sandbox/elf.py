@@ -148,7 +148,7 @@ class Elf:
     def at(self, offset: int, size: int) -> bytes:
         """*size* bytes of the file, or an error: never fewer."""
         if size > limits.SECTION:
-            raise LimitError(f"{size:,} bytes in one piece, at most {limits.SECTION:,} are read")
+            raise LimitError(f"{size:,} bytes at once, at most {limits.SECTION:,} are read")
         if offset + size > self._source.size:
             raise MalformedError(f"it is cut short: {size} bytes wanted at {offset}")
         data = self._source.at(offset, size)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from scope_ebpf.sandbox import code, jit_code, limits
 from scope_ebpf.sandbox.elf import Elf, File, Unpacked
 from scope_ebpf.sandbox.limits import LimitError, MalformedError
-from scope_ebpf.sandbox.starts import Starts
+from scope_ebpf.sandbox.starts import TEXT, Starts
 from scope_ebpf.sandbox.symbols import Symbol, Table
 
 if TYPE_CHECKING:
@@ -204,6 +204,13 @@ class Questions:
         if any(stub and 0 <= address - stub.address < stub.size for stub in stubs):
             return True
         return self._at(address) is not None
+
+    def on_callers(self, functions: list[int]) -> list[list[int]]:
+        """For each function where code calls it, or jumps to it, by direct branches."""
+        found = code.callers(
+            self._elf.section(TEXT) or b"", self._elf.address(TEXT) or 0, functions
+        )
+        return [found[function][: limits.FOUND] for function in functions]
 
     def on_references(self, address: int, size: int) -> list[int]:
         """The addresses that a function names: relative to its own code, and of variables."""

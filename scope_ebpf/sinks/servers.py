@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _ROW = "{:<32.32} {:>6} {:>5} {:>5} {:>6} {:>6} {:>5}  {}"
 #: The first is that of modules; of other rows it is what they are.
 _HEADINGS = ("MODULE", "PROCS", "BUSY", "MAX", "MAIL", "LONG", "WAIT", "BUSY IN")
-#: The same with what hooks see; the places of the columns above among these.
+#: The same with what hooks see; the indexes of the columns above among these.
 NARROW = (0, 1, 9, 10, 11, 12, 13, 16)
 _WIDE_ROW = (
     "{:<28.28} {:>5} {:>7} {:>7} {:>7} {:>8} {:>8} {:>8} {:>8} {:>5} {:>5} {:>6} {:>5} {:>5} {:>5} "

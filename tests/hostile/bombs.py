@@ -134,7 +134,7 @@ BOMBS: dict[Callable[[Path], None], str] = {
     tails: "",
     greetings: "",
     packed: "gnu_debugdata has more than",
-    huge_section: "bytes, at most|bytes in one piece",
+    huge_section: "bytes, at most|bytes at once",
     frames: "",
 }
 

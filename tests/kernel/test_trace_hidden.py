@@ -15,6 +15,12 @@ from tracing import scope_trace, trace
 
 from scope_ebpf.beam.hidden import memory, shelf
 from scope_ebpf.beam.vm.discover import inspect
+from scope_ebpf.daemon.hooks import HookResources, TargetHooks
+from scope_ebpf.daemon.looks.prepare import prepare
+from scope_ebpf.daemon.watch import Watch
+from scope_ebpf.kernel.attach.uprobes import Attacher
+from scope_ebpf.kernel.cost import UNKNOWN
+from scope_ebpf.kernel.observers.program_pool import ProgramPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,6 +125,39 @@ def test_wrong_functions_are_taken_out_and_named(stock29, cache):
         assert 28 == outcome.events["port_open"]["count"]
         assert not {"spawn", "exit", "port_close"} & set(kept(cache)[1]["proven"])
     nothing_inside(stock29.pid, places)
+
+
+def test_the_daemon_exports_nothing_of_a_wrong_function(stock29, cache):
+    """
+    It is off in every reading until its hook is taken out with the two counts, while exits, whose
+    function is the right one, are counted.
+    """
+    path, entry = find(stock29, cache)
+    resume = entry["places"].pop("erts_resume_processes")
+    entry["places"]["erl_create_process"] = [*resume[:2], 990, 900]
+    path.write_text(json.dumps(entry))
+    target, pool = inspect(stock29.pid), ProgramPool(1, 0.1)
+    with Attacher() as attacher:
+        resources = HookResources(attacher, pool, UNKNOWN)
+        watch = Watch(target, "node", TargetHooks(target, prepare(target), resources, 0.05))
+        try:
+            shown = [watch.reading.events["spawn"].mode]
+            while "spawn" not in watch.failed or "always" != watch.reading.events["exit"].mode:
+                stock29.plant("spawns 23")
+                watch.tick()
+                shown.append(watch.reading.events["spawn"].mode)
+            before = watch.reading.events["exit"].totals.sum()
+            stock29.plant("spawns 23")
+            watch.tick()
+            last, attached = watch.reading.events, watch.hooks.session.attached
+        finally:
+            watch.close()
+            pool.expire(everything=True)
+    assert {"off"} == {*shown, last["spawn"].mode}
+    assert re.fullmatch(r"hook.spawn: counted \S+, the VM counted .*", watch.failed["spawn"])
+    assert "spawn" not in attached
+    assert 23 == last["exit"].totals.sum() - before
+    nothing_inside(stock29.pid, entry["places"])
 
 
 def test_a_stream_prints_nothing_that_is_not_proven(stock29, cache):

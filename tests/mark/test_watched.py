@@ -30,8 +30,9 @@ from scope_ebpf.daemon.readings import marks as readings
 from scope_ebpf.daemon.readings.marks import MarkedSight
 from scope_ebpf.errors import NothingToAttachError, UsageError
 from scope_ebpf.kernel.cost import GUESS
-from scope_ebpf.runs import marks as runs
-from scope_ebpf.runs.marks import MarkOptions, watch
+from scope_ebpf.runs import mark_everything
+from scope_ebpf.runs.mark_run import MarkOptions
+from scope_ebpf.runs.marks import watch
 
 SCOPE_TRACE = (sys.executable, "-m", "scope_ebpf.cli.main")
 EVERYTHING = float("inf")
@@ -133,7 +134,9 @@ def test_callers_are_right_where_the_vm_keeps_frame_pointers(beam, monkeypatch):
     """
     Each address of a stack has a frame pointer beneath it then; depths and ends are as without.
     """
-    monkeypatch.setattr(runs, "_LAST", 60.0)  # all lines are reported, however slow this machine is
+    monkeypatch.setattr(
+        mark_everything, "_LAST", 60.0
+    )  # all lines are reported, however slow this machine is
     flags = ("+JPperf", "map" if beam.kind == "stock25" else "fp")
     lines = []
 

@@ -198,7 +198,7 @@ def test_a_hostile_file_is_refused(files):
     binary = Binary.open(files.stripped)
     with serving(sends(bytes(data))) as (url, _):
         fd = _fetched(binary, url)
-    with pytest.raises(RefusedFileError, match="bytes in one piece"):
+    with pytest.raises(RefusedFileError, match="bytes at once"):
         of_debug_file(binary, fd)
 
 

@@ -77,6 +77,24 @@ def test_addresses_that_code_names_are_those_of_its_operands(functions: list[tup
     assert references > 0
 
 
+def test_direct_branches_to_a_function_are_found_in_all_code():
+    """
+    A call, a jump and a conditional jump, also one whose bytes stand in another instruction.
+    """
+    base, function = 0x400000, 0x400100
+    rows = [b"\xe8", b"\xe9", b"\x0f\x84", b"\xb8\xe8", b"\xb8"]  # the last: mov eax, number
+    text, expected = b"", []
+    for number, row in enumerate(rows):
+        text = text.ljust(23 * number, b"\x90")
+        away = function - (base + len(text) + len(row) + 4)
+        if number < 4:
+            expected.append(base + len(text) + row.startswith(b"\xb8"))
+        text += row + away.to_bytes(4, "little", signed=True)
+    assert {function: expected, 1: []} == code.callers(text, base, [function, 1])
+    cut = code.callers(text[:3], base, [function])
+    assert {function: []} == cut
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [

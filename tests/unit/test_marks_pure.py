@@ -22,7 +22,14 @@ from scope_ebpf.errors import NoSuchProcessError, NothingToAttachError
 from scope_ebpf.kernel.observers.mark_watch import Called, OpenCall
 from scope_ebpf.results.marks import Durations, MarkedCalls, Marks
 from scope_ebpf.results.server_events import Times, bucket_of
-from scope_ebpf.runs import mark_stream, marks, moments
+from scope_ebpf.runs import (
+    mark_everything,
+    mark_hooks,
+    mark_run,
+    mark_stream,
+    mark_windows,
+    moments,
+)
 from scope_ebpf.runs.loop import Stop
 from scope_ebpf.runs.mark_places import Places
 from scope_ebpf.runs.mark_stream import MarkStream
@@ -223,12 +230,12 @@ def test_code_of_another_marker_version_is_named():
         r"^2 modules were marked by another version of scope-mark \(1; 2 is read\) in process 23"
     )
     with pytest.raises(NothingToAttachError, match=reason + ": mark them again and start it anew"):
-        marks._require_marked(target, code, [])
+        mark_hooks.require_marked(target, code, [])
     texts[0x3000] = b"\x83l\0\0\0\x01h\x02w\x0ascope_markj"
     code.found = Marked()
     code._mark("shop", 0x3000)
     with pytest.raises(NothingToAttachError, match=r"^1 module was .* scope-mark \(2 is read\)"):
-        marks._require_marked(target, code, [])
+        mark_hooks.require_marked(target, code, [])
 
 
 def test_a_table_names_what_is_not_known():
@@ -339,9 +346,9 @@ def test_what_ends_while_hooks_are_taken_out_has_not_failed(monkeypatch):
     """
     Only an open callback whose process was gone while calls were counted is a failure.
     """
-    monkeypatch.setattr(marks, "ProcessTable", Table)
+    monkeypatch.setattr(mark_run, "ProcessTable", Table)
     monkeypatch.setattr(Table, "living", frozenset((1, 2)))
-    run = unstarted(marks._Everything, Watched())
+    run = unstarted(mark_everything.Everything, Watched())
     run.end()
     running, failed = run._open_at_end
     assert (running[7], failed[7], running.sum(), failed.sum()) == (2, 1, 2, 1)
@@ -351,7 +358,7 @@ def test_names_of_tags_outlive_the_vm():
     """
     What was read before the VM ended is named, the rest is "?".
     """
-    run = unstarted(marks._Run, Watched())
+    run = unstarted(mark_run.MarkRun, Watched())
     atoms = run._atoms = type("Atoms", (), {})()
     atoms.texts = lambda wanted: {atom: "late" if atom == 5 else None for atom in wanted}
     run._learn_names()
@@ -372,7 +379,7 @@ def test_tags_of_which_some_found_no_room_are_null(monkeypatch, calls, entries, 
     stats[7]["calls"] = calls
     monkeypatch.setattr(watch, "stats", lambda: stats)
     monkeypatch.setattr(watch, "tags", lambda: tags + [(9, 0, 0, 1)] * (entries - len(tags)))
-    run = unstarted(marks._Run, watch)
+    run = unstarted(mark_run.MarkRun, watch)
     run._hit, run._learn_names = lambda: 0.0, lambda: None
     function = Function("shop", "handle_call", 3, 0, 0, (0, 0), is_bif=False)
     run._code = SimpleNamespace(found=Marked(functions={1: function}))
@@ -454,7 +461,7 @@ def test_calls_keep_the_caller_whose_code_was_there():
         "": 2,
     }
     # Eight calls are of unknown callers: no callers are shown of 57.
-    run = unstarted(marks._Run, Watched())
+    run = unstarted(mark_run.MarkRun, Watched())
     run._places = places
     assert run._callers(found[7], 57) is None
 
@@ -575,9 +582,9 @@ def flooded(monkeypatch):
     """
     A run with a stream on a clock of its own, on which a line of the stream takes 10 ms.
     """
-    monkeypatch.setattr(marks, "ProcessTable", Table)
+    monkeypatch.setattr(mark_run, "ProcessTable", Table)
     monkeypatch.setattr(Table, "living", frozenset((1, 2)))
-    run = unstarted(marks._Everything, Flood())
+    run = unstarted(mark_everything.Everything, Flood())
     stream, _, reported = streamed({})
     clock = [0.0]
     place = stream._place
@@ -602,12 +609,12 @@ def test_a_run_that_costs_too_much_ends_before_its_stream_is_read(flooded):
     run._brake = SimpleNamespace(add=lambda *_: False)
     run.turn(0.0)
     taken = clock[0]
-    assert taken == pytest.approx(marks._SLICE, abs=0.02)
+    assert taken == pytest.approx(mark_everything._SLICE, abs=0.02)
     run._brake = SimpleNamespace(add=lambda *_: True, share=0.5, most=0.01)
     run.turn(1.0)
     assert (run._stop.reason, clock[0]) == ("cost", taken)
     run.end()
-    assert clock[0] <= taken + 2 * marks._LAST + 0.02
+    assert clock[0] <= taken + 2 * mark_everything._LAST + 0.02
     assert run._dropped + run._untold + len(reported) == 100_000
     assert len(reported) <= 100
     found = Marks(TARGET, 10.0, 1, 1, "callbacks", [])
@@ -643,7 +650,7 @@ def test_durations_are_null_where_many_calls_were_not_followed(unfollowed, p50):
     """
     Of a thousand calls, ten that are nested deeper than is followed may be all that are long.
     """
-    run = unstarted(marks._Everything, Watched())
+    run = unstarted(mark_everything.Everything, Watched())
     run._open_at_end = None
     stats = np.zeros((), events.MARK_STATS)
     stats["calls"], stats["unfollowed"] = 1000, unfollowed
@@ -663,8 +670,8 @@ def test_failed_calls_are_not_cut_off(monkeypatch):
     """
     At the end of a window, open calls of processes that are gone count as neither long nor short.
     """
-    monkeypatch.setattr(marks, "ProcessTable", Table)
-    run = unstarted(marks._InMoments, Watched())
+    monkeypatch.setattr(mark_run, "ProcessTable", Table)
+    run = unstarted(mark_windows.InMoments, Watched())
     run._cut = np.zeros((events.MARK_SLOTS, events.SERVER_BUCKETS), np.int64)
     run._followed = True
     assert run._window(0, 2_001_000)[7] == 23

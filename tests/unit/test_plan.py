@@ -62,6 +62,8 @@ class Executable:
     code: bytes = PUSH
     #: Functions of which copies are called in their place.
     copied: tuple[str, ...] = ()
+    #: Where functions are called, by their name.
+    called_at: dict[str, list[int]] = field(default_factory=dict)
 
     def symbol(self, name: str) -> Symbol | None:
         return function(name, self.symbols[name]) if name in self.symbols else None
@@ -79,6 +81,10 @@ class Executable:
         found = code.calls(self.code.ljust(size, NOP)[:size], address)
         found += [(address, target) for target in self._always_called(address)]
         return [(address, target, self._is_named(target)) for address, target in found]
+
+    def callers(self, functions: list[int]) -> list[list[int]]:
+        names = {address: name for name, address in self.symbols.items()}
+        return [self.called_at[names[function]] for function in functions]
 
     def _always_called(self, address: int) -> list[int]:
         return [
@@ -617,3 +623,46 @@ def test_a_function_of_which_copies_are_called_is_refused(event: str, name: str,
     )
     alone = Executable({key: at for key, at in symbols.items() if key != caller}, copied=(name,))
     assert "symbol" == item(alone, event, settings=known).via
+
+
+BUSY, CLOSES = BASE + 0x800, BASE + 0x900
+DIST, TASKS = "erts_dist_port_not_busy", "erts_port_task_abort_nosuspend_tasks"
+
+
+@pytest.mark.parametrize(
+    ("dist", "tasks", "served"),
+    [
+        ([BUSY + 1, CLOSES + 1], [BUSY + 9], True),
+        ([BUSY + 1, CLOSES + 1], [BUSY + 9, CLOSES + 16], False),
+        ([BUSY + 1, CLOSES + 1, BASE + 0x700], [BUSY + 9], False),
+        ([BUSY + 1], [BUSY + 9], False),
+        ([CLOSES + 1], [BUSY + 9], False),
+        ([BUSY + 1, CLOSES + 1], [], False),
+        ([], [], False),
+        ([BUSY + 1, CLOSES + 1], None, False),
+    ],
+    ids=[
+        *("one copy", "behind the caller", "a second copy", "no copy", "only a copy"),
+        *("one mark inlined", "both marks inlined", "one mark unknown"),
+    ],
+)
+def test_one_copy_of_a_function_is_counted_where_it_is(dist, tasks, served):
+    """
+    What only the function calls shows its copies: one in its caller has a hook of its own there,
+    and any other one is refused.
+    """
+    symbols = stock().symbols | {"set_busy_port": BUSY, "erts_deliver_port_exit": CLOSES}
+    symbols |= {DIST: BASE + 0xA00, TASKS: BASE + 0xB00}
+    called_at = {DIST: dist, TASKS: tasks}
+    if tasks is None:
+        del symbols[TASKS]
+    whole = item(Executable(symbols, called_at=called_at), "port_busy")
+    assert ["port_busy_entry"] == [found.program for found in whole.attachments]
+    copied = Executable(symbols, copied=("set_busy_port",), called_at=called_at)
+    found = item(copied, "port_busy")
+    programs = [(one.program, one.name) for one in found.attachments]
+    assert programs == served * [
+        ("port_busy_entry", "set_busy_port"),
+        ("port_busy_copy", "erts_deliver_port_exit"),
+    ]
+    assert served or "whose compiler has made copies of it" in found.reason

@@ -11,30 +11,30 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import weakref
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from scope_ebpf import events
+from scope_ebpf.beam.elf import checked, debug_files
 from scope_ebpf.beam.elf.contents import Segment, Symbol, UnreadableElfError, UsdtSite
-from scope_ebpf.beam.elf.entry import Entry
-from scope_ebpf.errors import NoSuchProcessError, RefusedFileError
 from scope_ebpf.sandbox import answers, files, limits
 from scope_ebpf.sandbox.client import Parser, UnreadableFileError
 from scope_ebpf.sandbox.refusals import Key, Refusals, key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    import re
+    from collections.abc import Callable, Iterable, Sequence
     from typing import TypeVar
+
+    from scope_ebpf.beam.elf.entry import Entry
 
     T = TypeVar("T")
 
 __all__ = ["Binary", "Symbol", "UnreadableElfError", "UsdtSite"]
 
-_DEBUG_ROOT = "usr/lib/debug"
 #: CPU seconds that parsing a file may take: in the daemon, and in a command.
 _LOOK, _PATIENT_LOOK = 0.7, 5.0
 #: Bytes of a section whose addresses are used: an emulator's variables have 1 MB.
@@ -62,19 +62,6 @@ _USUAL = frozenset(
 )
 
 
-class _Facts(NamedTuple):
-    """Basic facts of the file, from the child's answer."""
-
-    machine: str
-    entry: int
-    relative: bool
-    build_id: str | None
-    segments: tuple[Segment, ...]
-    sections: dict[str, tuple[int, int]]
-    own: bool
-    link: tuple[str, int]
-
-
 @dataclass(slots=True)
 class _Answers:
     """What the child has answered until now."""
@@ -85,6 +72,7 @@ class _Answers:
     #: What was asked of functions, by start and size.
     starts: dict[tuple[int, int], bool] = field(default_factory=dict)
     references: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    calls: dict[tuple[int, int], list[tuple[int, int, bool]]] = field(default_factory=dict)
     #: The first bytes at some addresses, and other bytes by address and size.
     heads: dict[int, bytes] = field(default_factory=dict)
     cached: dict[tuple[int, int], bytes] = field(default_factory=dict)
@@ -124,7 +112,7 @@ class Binary:
         self._hidden: dict[str, Symbol] = {}
         try:
             self._refusals.check(self.key)
-            self._facts = self._ask("facts", _facts)
+            self._facts = self._ask("facts", checked.facts)
         except BaseException:
             self.close()
             raise
@@ -237,7 +225,7 @@ class Binary:
         if name not in self._answers.names:
             wanted = [name, *(_USUAL - self._answers.names.keys() - {name})]
             found = self._ask_symbols(
-                "symbols", lambda a: answers.table(a, _symbol, len(wanted)), wanted
+                "symbols", lambda a: answers.table(a, checked.symbol, len(wanted)), wanted
             )
             self._answers.names |= {one: found.get(one) for one in wanted}
         return self._answers.names[name]
@@ -251,7 +239,7 @@ class Binary:
                 wanted += [
                     one for one in _MANGLED if one != text and one not in self._answers.matches
                 ]
-            found = self._ask_symbols("matching", lambda a: _matches(a, len(wanted)), wanted)
+            found = self._ask_symbols("matching", lambda a: checked.matches(a, len(wanted)), wanted)
             self._answers.matches |= zip(wanted, found, strict=True)
         return list(self._answers.matches[text])
 
@@ -259,7 +247,7 @@ class Binary:
         """Find the symbol that spans an address of the file, or None."""
         if not 0 <= address < answers.ADDRESS:
             return None
-        (found,) = self._ask_symbols("at", _symbols_or_none, [address])
+        (found,) = self._ask_symbols("at", checked.symbols_or_none, [address])
         return found
 
     @cached_property
@@ -268,7 +256,9 @@ class Binary:
         sites = self._ask("sites", lambda a: answers.many(a, answers.site, limits.ALL_SITES))
         heads_at = [site[2] for site in sites if site[0] == "erlang"]
         # Each site's first bytes will be read, so all are read at once.
-        heads = self._ask("heads", lambda a: _heads(a, len(heads_at)), heads_at) if heads_at else []
+        heads: list[bytes | None] = []
+        if heads_at:
+            heads = self._ask("heads", lambda a: checked.heads(a, len(heads_at)), heads_at)
         self._answers.heads |= {p: head for p, head in zip(heads_at, heads, strict=True) if head}
         return tuple(UsdtSite(*site) for site in sites)
 
@@ -341,7 +331,7 @@ class Binary:
                 (s.address, s.size) for name in _FUNCTIONS if (s := self._answers.names.get(name))
             }
             wanted = [(address, size), *(usual - self._answers.entries.keys() - {(address, size)})]
-            found = self._ask("entries", lambda a: _entries(a, len(wanted)), wanted)
+            found = self._ask("entries", lambda a: checked.entries(a, len(wanted)), wanted)
             self._answers.entries |= zip(wanted, found, strict=True)
         entry = self._answers.entries[address, size]
         if entry is None:
@@ -355,7 +345,20 @@ class Binary:
         Known is what a symbol spans, and the PLT. UnreadableElfError for a function that is not
         in the file.
         """
-        return self._ask_symbols("calls", _calls, address, size)
+        if (address, size) not in self._answers.calls:
+            found = self._ask_symbols("calls", checked.calls, address, size)
+            self._answers.calls[address, size] = found
+        return list(self._answers.calls[address, size])
+
+    def callers(self, functions: Sequence[int]) -> list[list[int]]:
+        """For each of *functions*, by its address, where direct branches lead to it (x86-64)."""
+        return self._ask(
+            "callers",
+            lambda a: answers.as_many(
+                a, lambda one: answers.many(one, answers.integer, limits.FOUND), len(functions)
+            ),
+            list(functions),
+        )
 
     def references(self, address: int, size: int) -> list[int]:
         """The addresses that the code of the function at *address* names (x86-64)."""
@@ -380,77 +383,21 @@ class Binary:
         """Close the file, and end its parser; happens with the last reference, too."""
         self._closing()
 
-    def _ask(self, question: str, checked: Callable[[Any], T], *arguments: object) -> T:
+    def _ask(self, question: str, check: Callable[[Any], T], *arguments: object) -> T:
         try:
-            return self._parser.ask(question, checked, *arguments)
+            return self._parser.ask(question, check, *arguments)
         except UnreadableFileError as error:
             raise UnreadableElfError(str(error)) from None
 
-    def _ask_symbols(self, question: str, checked: Callable[[Any], T], *arguments: object) -> T:
+    def _ask_symbols(self, question: str, check: Callable[[Any], T], *arguments: object) -> T:
         """Ask what other files may add to: those are looked for first, once."""
         if not self._sought:
             if self._debug_files and not self._facts.own:
-                self._look_for_debug_file()
+                debug_files.add_first(self._parser, self.path, self._facts)
             self._sought = True
-        return self._ask(question, checked, *arguments)
-
-    def _look_for_debug_file(self) -> None:
-        """
-        Offer the child the first file that is one of this build's symbols.
-
-        Raises NoSuchProcessError if the file was opened through a process that has ended.
-        """
-        root, folder = self._root_and_folder()
-        process = str(root.parent) if root.name else "/proc/self"
-        try:
-            root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            raise NoSuchProcessError(
-                f"{self.path} has gone, and the way to its symbols with it"
-            ) from None
-        try:
-            for path, crc, build_id in self._debug_paths(folder):
-                try:
-                    fd = files.open_regular(
-                        root_fd, path, most=files.MAX_DEBUG_FILE, process=process
-                    )
-                except (OSError, RefusedFileError):
-                    continue
-                try:
-                    if self._parser.add_debug(fd, crc, build_id):
-                        return
-                except UnreadableFileError:
-                    continue
-        finally:
-            os.close(root_fd)
-
-    def _debug_paths(self, folder: Path) -> Iterator[tuple[str, int | None, str | None]]:
-        """Where debuggers look; with the CRC to check, or the build id."""
-        build_id, (name, crc) = self.build_id, self._facts.link
-        if build_id:
-            yield (
-                f"{_DEBUG_ROOT}/.build-id/{build_id[:2]}/{build_id[2:]}.debug",
-                None,
-                build_id,
-            )
-        if name and "/" not in name and name not in (".", ".."):
-            for parent in (folder, folder / ".debug", Path(_DEBUG_ROOT) / folder):
-                yield str(parent / name), crc, None
-
-    def _root_and_folder(self) -> tuple[Path, Path]:
-        """Find the root that the file's own paths start from, and its folder below that root."""
-        process = _PROCESS.match(str(self.path))
-        if process:
-            try:
-                real = str(self.path.readlink()).removesuffix(" (deleted)")
-            except OSError:  # the process has ended
-                real = "/"
-            return Path(process[0], "root"), Path(real.lstrip("/")).parent
-        return Path("/"), self.path.parent.resolve().relative_to("/")
+        return self._ask(question, check, *arguments)
 
 
-#: A path that leads through a process.
-_PROCESS = re.compile(r"/proc/\d+(?=/)")
 _MANGLED = tuple(
     dict.fromkeys(rf"_Z{len(hook.name)}{hook.name}[A-Z].*" for hook in _HOOKS if hook.mangled)
 )
@@ -460,65 +407,3 @@ def _let_go(parser: Parser, fd: int) -> None:
     parser.close()
     with contextlib.suppress(OSError):  # its filesystem may have gone; the descriptor has, too
         os.close(fd)
-
-
-def _facts(found: Any) -> _Facts:
-    known = answers.table(found, lambda value: value, 16)
-    segments = answers.many(known["segments"], _segment, limits.SEGMENTS)
-    sections = answers.table(known["sections"], _two, limits.SECTIONS)
-    name, crc = answers.row(known["link"], answers.text, partial(answers.integer, most=1 << 32))
-    build_id = answers.optional(answers.content)(known["build_id"])
-    return _Facts(
-        answers.text(known["machine"], 64),
-        answers.integer(known["entry"]),
-        answers.flag(known["relative"]),
-        build_id.hex() if build_id else None,
-        tuple(segments),
-        sections,
-        answers.flag(known["own"]),
-        (name, crc),
-    )
-
-
-def _two(found: Any) -> tuple[int, int]:
-    address, size = answers.row(found, answers.integer, answers.integer)
-    return address, size
-
-
-def _segment(found: Any) -> Segment:
-    integer = answers.integer
-    return Segment(*answers.row(found, integer, integer, integer, answers.flag, answers.flag))
-
-
-def _symbol(found: Any) -> Symbol:
-    return Symbol(*answers.symbol(found))
-
-
-def _symbols_or_none(found: Any) -> list[Symbol | None]:
-    return answers.as_many(found, answers.optional(_symbol), 1)
-
-
-def _matches(found: Any, count: int) -> list[list[Symbol]]:
-    return answers.as_many(found, lambda one: answers.many(one, _symbol, limits.MATCHES), count)
-
-
-def _entries(found: Any, count: int) -> list[Entry | None]:
-    def entry(one: Any) -> Entry:
-        return Entry(*answers.entry(one))
-
-    return answers.as_many(found, answers.optional(entry), count)
-
-
-def _heads(found: Any, count: int) -> list[bytes | None]:
-    def head(one: Any) -> bytes:
-        return answers.content(one, limits.HEAD)
-
-    return answers.as_many(found, answers.optional(head), count)
-
-
-def _calls(found: Any) -> list[tuple[int, int, bool]]:
-    def call(one: Any) -> tuple[int, int, bool]:
-        address, target, named = answers.row(one, answers.integer, answers.integer, answers.flag)
-        return address, target, named
-
-    return answers.many(found, call, limits.INSTRUCTIONS)

@@ -57,9 +57,9 @@ _HOOKS = [
     if variant.via == "symbol"
     for hook in variant.hooks
     for name in (hook.name, hook.call)
-    if name
+    if name and not hook.copy_of  # copies are known only where functions have names
 ]
-#: Functions of no event that show their place by what they do (``beam.memory.search``).
+#: Functions of no event that are recognized by what they do (``beam.memory.search``).
 _CONFIRMED = ("erts_init_gc", "ethr_mutex_init")
 _EVENTS_OF = {name: {event for event, own in _HOOKS if own == name} for name in WANTED}
 
@@ -253,7 +253,7 @@ def _first(shelf: Iterable[Entry]) -> tuple[Reference | None, str]:
 
 def match(parser: Parser, file: str, reference: Reference) -> dict[str, Place]:
     """
-    The places of *reference*'s functions in the file of *parser*, whose digest is *file*.
+    Where *reference*'s functions are in the file of *parser*, whose digest is *file*.
 
     Raises UnreadableFileError, also if it has another digest by now, and RefusedFileError.
     """

@@ -37,7 +37,7 @@ _FIRST, _LAST = 384, 632
 #: Received bytes, packets, largest, mean, deviation; sent bytes; the line delimiter, packets,
 #: largest, mean.
 _COUNTERS = struct.Struct("<QQQddQB7xQQd")
-#: Times that descriptors are read until the place of their counters is found.
+#: Times that descriptors are read until the offset of their counters is found.
 _ATTEMPTS = 3
 #: A mean is rounded.
 _ROUNDED = 1.001
@@ -134,7 +134,7 @@ class PortReader:
 
 def counters_at(descriptors: Sequence[bytes]) -> int | None:
     """
-    Find where the counters lie in descriptors of connected sockets; None if not in one place alone.
+    Find where the counters lie in descriptors of connected sockets; None if not at one offset only.
 
     A link has received and sent packets when it is there: those of its handshake.
     """

@@ -27,7 +27,7 @@ from scope_ebpf.daemon.readings.thread import ReadingThread
 from scope_ebpf.errors import NoAnswerError, NoSuchProcessError, ReadRefusedError, ScopeError
 from scope_ebpf.kernel.observers.mark_watch import MarkWatch
 from scope_ebpf.metrics.marks import Calls, MarksReading, MarkSums
-from scope_ebpf.runs.marks import PROGRAM, hooks_of
+from scope_ebpf.runs.mark_hooks import PROGRAM, hooks_of
 from scope_ebpf.runs.moments import error_of
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ class SpeedscopeProfile(TypedDict):
     startValue: Literal[0]
     #: The sum of all weights.
     endValue: int
-    #: Each stack as places in the shared frames, from the outermost.
+    #: Each stack as indexes of the shared frames, from the outermost.
     samples: list[list[int]]
     weights: list[int]
 

@@ -143,7 +143,7 @@ class EventHooks(TypedDict):
     state: Literal["on", "off"]
     via: Via
     hooks: list[str]
-    #: Number of places in the VM's code.
+    #: Number of addresses in the VM's code.
     places: int
     #: How its functions were found that the VM's program hides; null for the program's symbols.
     found_by: str | None
