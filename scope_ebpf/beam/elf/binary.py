@@ -18,7 +18,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scope_ebpf import events
 from scope_ebpf.beam.elf.contents import Segment, Symbol, UnreadableElfError, UsdtSite
 from scope_ebpf.beam.elf.entry import Entry
 from scope_ebpf.errors import NoSuchProcessError, RefusedFileError
@@ -41,11 +40,9 @@ _LOOK, _PATIENT_LOOK = 0.7, 5.0
 _MAX_SECTION = 64 << 20
 #: Readings that stay cached, and bytes of one: the next VM of this program needs the same.
 _MAX_CACHED, _SMALL = 64, 1024
-_HOOKS = [hook for variant in events.VARIANTS if variant.via == "symbol" for hook in variant.hooks]
-_FUNCTIONS = tuple(dict.fromkeys(hook.name for hook in _HOOKS))
 #: Names that most inspections of an emulator need, so all are asked for at once: the child
-#: goes through the whole table for each question.
-_USUAL = frozenset(
+#: goes through the whole table for each question. Those of hooks come with :func:`foresee`.
+_usual = set(
     (
         *("etp_otp_release", "etp_erts_version", "etp_beamasm", "erts_invalid_process"),
         *("erts_proc", "erts_port", "erts_atom_table", "erts_this_node", "erts_schedule"),
@@ -57,9 +54,23 @@ _USUAL = frozenset(
         *("erts_total_code_size", "erts_ets_misc_mem_size"),
         *("erts_halt_progress", "erts_halt_code"),
         *("enif_get_atom", "enif_is_process_alive", "enif_is_port_alive"),
-        *("erts_dsig_send", *_FUNCTIONS, *(hook.call for hook in _HOOKS if hook.call)),
+        "erts_dsig_send",
     )
 )
+#: The functions of hooks, and patterns of mangled ones: of them, too, all are asked for at once.
+_functions: tuple[str, ...] = ()
+_mangled: tuple[str, ...] = ()
+
+
+def foresee(functions: Iterable[str], called: Iterable[str], mangled: Iterable[str]) -> None:
+    """
+    Ask for all of these when one is asked for: from now on they will be.
+
+    They are *functions* that get hooks, what is *called* in them, and patterns of *mangled* names.
+    """
+    global _functions, _mangled  # noqa: PLW0603 - set once, by the planner
+    _functions, _mangled = tuple(dict.fromkeys(functions)), tuple(dict.fromkeys(mangled))
+    _usual.update(_functions, called)
 
 
 class _Facts(NamedTuple):
@@ -235,7 +246,7 @@ class Binary:
 
     def _own_symbol(self, name: str) -> Symbol | None:
         if name not in self._answers.names:
-            wanted = [name, *(_USUAL - self._answers.names.keys() - {name})]
+            wanted = [name, *(_usual - self._answers.names.keys() - {name})]
             found = self._ask_symbols(
                 "symbols", lambda a: answers.table(a, _symbol, len(wanted)), wanted
             )
@@ -247,9 +258,9 @@ class Binary:
         text = pattern.pattern
         if text not in self._answers.matches:
             wanted = [text]
-            if text in _MANGLED:
+            if text in _mangled:
                 wanted += [
-                    one for one in _MANGLED if one != text and one not in self._answers.matches
+                    one for one in _mangled if one != text and one not in self._answers.matches
                 ]
             found = self._ask_symbols("matching", lambda a: _matches(a, len(wanted)), wanted)
             self._answers.matches |= zip(wanted, found, strict=True)
@@ -338,7 +349,7 @@ class Binary:
         """
         if (address, size) not in self._answers.entries:
             usual = {
-                (s.address, s.size) for name in _FUNCTIONS if (s := self._answers.names.get(name))
+                (s.address, s.size) for name in _functions if (s := self._answers.names.get(name))
             }
             wanted = [(address, size), *(usual - self._answers.entries.keys() - {(address, size)})]
             found = self._ask("entries", lambda a: _entries(a, len(wanted)), wanted)
@@ -451,9 +462,6 @@ class Binary:
 
 #: A path that leads through a process.
 _PROCESS = re.compile(r"/proc/\d+(?=/)")
-_MANGLED = tuple(
-    dict.fromkeys(rf"_Z{len(hook.name)}{hook.name}[A-Z].*" for hook in _HOOKS if hook.mangled)
-)
 
 
 def _let_go(parser: Parser, fd: int) -> None:

@@ -13,7 +13,6 @@ import contextlib
 import errno
 import json
 import os
-import platform
 import re
 import socket
 import subprocess
@@ -37,7 +36,7 @@ TRACE_UPROBE_MULTI = 48
 
 def has_multi(release: str | None = None) -> bool:
     """Whether this kernel, or that of *release*, has uprobe_multi links."""
-    match = re.match(r"(\d+)\.(\d+)", release or platform.release())
+    match = re.match(r"(\d+)\.(\d+)", release or os.uname().release)
     return match is not None and (int(match[1]), int(match[2])) >= (6, 6)
 
 
