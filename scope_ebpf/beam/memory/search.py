@@ -216,6 +216,8 @@ def _fitting(
     likely = np.flatnonzero((words & 7 == 0) & (words > 1 << 16) & (words < 1 << 47))
     # Half of the pointers are to what another one before them points to.
     pointers, first, _ = grouped(words[likely])
+    mapped = target.memory.mapped(pointers)
+    pointers, first = pointers[mapped], first[mapped]
     # A pointer to unmapped memory is no failed reading here.
     failures = target.memory.failures
     structs, read = target.memory.gather(pointers, size)
@@ -237,6 +239,7 @@ def _leading(
     Only those addresses are read: each that is not mapped costs a system call of its own.
     """
     rows = np.flatnonzero(good)
+    rows = rows[target.memory.mapped(addresses[rows])]
     failures = target.memory.failures
     found, read = target.memory.gather(addresses[rows], _WORD)
     target.memory.failures = failures
