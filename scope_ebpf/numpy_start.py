@@ -87,8 +87,10 @@ class _Deferred(NamedTuple):
 class _DeferredModule(ModuleType):
     """A module of such a package; its names and its submodules are :class:`_Deferred`."""
 
-    __path__: list[str] = []
-    __all__: list[str] = []
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__ = []
+        self.__all__: list[str] = []
 
     def __getattr__(self, name: str) -> _Deferred:
         if name.startswith("__"):
@@ -143,18 +145,18 @@ def load() -> None:
             signatures = ModuleType("numpy._utils._inspect")
             signatures.getargspec = lambda _: _Signature()  # type: ignore[attr-defined]
             stubs[signatures.__name__] = sys.modules[signatures.__name__] = signatures
-            sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
+            sys.meta_path.insert(0, finder)
         numpy = importlib.import_module("numpy")
     finally:
         if finder in sys.meta_path:
-            sys.meta_path.remove(finder)  # type: ignore[arg-type]
+            sys.meta_path.remove(finder)
         deferred = {n: m for n, m in sys.modules.items() if isinstance(m, _DeferredModule)}
         for name, module in (stubs | deferred).items():
             if sys.modules.get(name) is module:
                 del sys.modules[name]
     if deferred:
         _complete(numpy)
-    sys.modules.setdefault("inspect", Later("inspect"))  # dataclasses need it for classes without a docstring
+    sys.modules.setdefault("inspect", Later("inspect"))  # for dataclasses, which seldom use it
 
 
 def _is_new() -> bool:
@@ -176,7 +178,7 @@ def _complete(numpy: ModuleType) -> None:
     names = dict(_deferred_names(vars(numpy)))
     for name in names:
         delattr(numpy, name)
-    setattr(numpy, _OF_CORE, getattr(numpy._core.multiarray, _OF_CORE))
+    setattr(numpy, _OF_CORE, getattr(sys.modules["numpy._core.multiarray"], _OF_CORE))
     numpy.matrix = matrix  # type: ignore[attr-defined]
     usual = numpy.__getattr__
 

@@ -142,7 +142,8 @@ def test_it_has_nothing_of_the_process_that_started_it(fork: bool):
         os.set_inheritable(file.fileno(), True)
         wait_gone(holder.detach([]))  # it runs
         own = psutil.Process(holder.pid)
-        open_files = {path.name: str(path.readlink()) for path in Path(f"/proc/{own.pid}/fd").iterdir()}
+        paths = Path(f"/proc/{own.pid}/fd").iterdir()
+        open_files = {path.name: str(path.readlink()) for path in paths}
         assert ["/dev/null"] * 2 == [open_files.pop("0"), open_files.pop("1")]
         del open_files["2"]
         assert ["socket"] == [name.partition(":")[0] for name in open_files.values()]

@@ -42,21 +42,19 @@ _MAX_SECTION = 64 << 20
 _MAX_CACHED, _SMALL = 64, 1024
 #: Names that most inspections of an emulator need, so all are asked for at once: the child
 #: goes through the whole table for each question. Those of hooks come with :func:`foresee`.
-_usual = set(
-    (
-        *("etp_otp_release", "etp_erts_version", "etp_beamasm", "erts_invalid_process"),
-        *("erts_proc", "erts_port", "erts_atom_table", "erts_this_node", "erts_schedule"),
-        *("r", "the_active_code_index", "beam_normal_exit", "erts_frame_layout"),
-        *("erts_no_schedulers", "erts_no_dirty_cpu_schedulers", "erts_no_dirty_io_schedulers"),
-        *("erts_aligned_scheduler_data", "erts_aligned_dirty_cpu_scheduler_data"),
-        *("erts_aligned_dirty_io_scheduler_data", "dirty_gc.info", "erts_init_gc"),
-        *("ethr_mutex_init", "erts_allctrs_info", "erts_allctr_thr_spec"),
-        *("erts_total_code_size", "erts_ets_misc_mem_size"),
-        *("erts_halt_progress", "erts_halt_code"),
-        *("enif_get_atom", "enif_is_process_alive", "enif_is_port_alive"),
-        "erts_dsig_send",
-    )
-)
+_usual = {
+    *("etp_otp_release", "etp_erts_version", "etp_beamasm", "erts_invalid_process"),
+    *("erts_proc", "erts_port", "erts_atom_table", "erts_this_node", "erts_schedule"),
+    *("r", "the_active_code_index", "beam_normal_exit", "erts_frame_layout"),
+    *("erts_no_schedulers", "erts_no_dirty_cpu_schedulers", "erts_no_dirty_io_schedulers"),
+    *("erts_aligned_scheduler_data", "erts_aligned_dirty_cpu_scheduler_data"),
+    *("erts_aligned_dirty_io_scheduler_data", "dirty_gc.info", "erts_init_gc"),
+    *("ethr_mutex_init", "erts_allctrs_info", "erts_allctr_thr_spec"),
+    *("erts_total_code_size", "erts_ets_misc_mem_size"),
+    *("erts_halt_progress", "erts_halt_code"),
+    *("enif_get_atom", "enif_is_process_alive", "enif_is_port_alive"),
+    "erts_dsig_send",
+}
 #: The functions of hooks, and patterns of mangled ones: of them, too, all are asked for at once.
 _functions: tuple[str, ...] = ()
 _mangled: tuple[str, ...] = ()
@@ -68,7 +66,7 @@ def foresee(functions: Iterable[str], called: Iterable[str], mangled: Iterable[s
 
     They are *functions* that get hooks, what is *called* in them, and patterns of *mangled* names.
     """
-    global _functions, _mangled  # noqa: PLW0603 - set once, by the planner
+    global _functions, _mangled  # set once, by the planner
     _functions, _mangled = tuple(dict.fromkeys(functions)), tuple(dict.fromkeys(mangled))
     _usual.update(_functions, called)
 

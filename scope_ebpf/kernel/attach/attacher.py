@@ -11,9 +11,9 @@ Breakpoints go to the file whose descriptor comes with the request, through ``/p
 and never to a path: a path may lead to another program by then, such as a setuid one, and the
 kernel would write into that.
 
-A command forks it from itself (``uprobes.py``), which takes no time; the daemon starts an interpreter
-for it. It imports nothing of the package, so that it is small and starts fast. A message is JSON with file
-descriptors beside it; each request to attach has one answer.
+A command forks it from itself (``uprobes.py``), which takes no time; the daemon starts an
+interpreter for it. It imports nothing of the package, so that it is small and starts fast. A
+message is JSON with file descriptors beside it; each request to attach has one answer.
 """
 
 from __future__ import annotations
