@@ -13,7 +13,6 @@ import contextlib
 import os
 import re
 import weakref
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -84,19 +83,19 @@ class _Facts(NamedTuple):
     link: tuple[str, int]
 
 
-@dataclass(slots=True)
 class _Answers:
     """What the child has answered until now."""
 
-    names: dict[str, Symbol | None] = field(default_factory=dict)
-    matches: dict[str, list[Symbol]] = field(default_factory=dict)
-    entries: dict[tuple[int, int], Entry | None] = field(default_factory=dict)
-    #: What was asked of functions, by start and size.
-    starts: dict[tuple[int, int], bool] = field(default_factory=dict)
-    references: dict[tuple[int, int], list[int]] = field(default_factory=dict)
-    #: The first bytes at some addresses, and other bytes by address and size.
-    heads: dict[int, bytes] = field(default_factory=dict)
-    cached: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.names: dict[str, Symbol | None] = {}
+        self.matches: dict[str, list[Symbol]] = {}
+        self.entries: dict[tuple[int, int], Entry | None] = {}
+        #: What was asked of functions, by start and size.
+        self.starts: dict[tuple[int, int], bool] = {}
+        self.references: dict[tuple[int, int], list[int]] = {}
+        #: The first bytes at some addresses, and other bytes by address and size.
+        self.heads: dict[int, bytes] = {}
+        self.cached: dict[tuple[int, int], bytes] = {}
 
 
 class Binary:
