@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-``np.unique`` and ``np.isin`` without the import of ``numpy.ma``, and structured rows fast.
+``np.unique`` and ``np.isin`` without the imports that they need, and structured rows fast.
 
-That import takes a tenth of the time in which a command starts. numpy copies structured rows field
+Those take a fifth of the time in which a command starts. numpy copies structured rows field
 by field; as plain bytes they are copied five times as fast.
 """
 
@@ -24,6 +24,18 @@ def distinct(values: NDArray[_Scalar]) -> NDArray[_Scalar]:
     """The values of a column, sorted, each once."""
     ordered = np.sort(values)
     return ordered[_starts(len(ordered), ordered[1:] != ordered[:-1])]
+
+
+def grouped(
+    values: NDArray[_Scalar],
+) -> tuple[NDArray[_Scalar], NDArray[np.int64], NDArray[np.int64]]:
+    """The distinct *values* of a column, sorted; where each is first, and which each value is."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    starts = _starts(len(ordered), ordered[1:] != ordered[:-1])
+    which = np.empty(len(values), np.int64)
+    which[order] = np.cumsum(starts) - 1
+    return ordered[starts], order[starts], which
 
 
 def distinct_rows(rows: NDArray[_Scalar]) -> NDArray[_Scalar]:

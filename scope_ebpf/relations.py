@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.vm.allocators import Allocator, MemoryUse
     from scope_ebpf.beam.vm.connections import Connections
     from scope_ebpf.beam.vm.counters import Counters, Limits
-    from scope_ebpf.metrics.reading import EventReading, MemoryReading, Reading
+    from scope_ebpf.metrics.columns import EventReading
+    from scope_ebpf.metrics.reading import MemoryReading, Reading
     from scope_ebpf.metrics.snapshot import SnapshotReading
     from scope_ebpf.results.summary import EventSummary, Summary
 
@@ -212,7 +213,7 @@ def checked_summary(summary: Summary) -> Summary:
     if not notes:
         return summary
     # A recorded summary was checked when it was made.
-    return replace(summary, events=events, notes=tuple(dict.fromkeys((*summary.notes, *notes))))
+    return summary._replace(events=events, notes=tuple(dict.fromkeys((*summary.notes, *notes))))
 
 
 def _too_long(summary: Summary) -> str:

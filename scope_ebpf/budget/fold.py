@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scope_ebpf import events
-from scope_ebpf.metrics.reading import COUNTS, SLOTS, sum_column
+from scope_ebpf.metrics.columns import COUNTS, SLOTS, sum_column
 from scope_ebpf.results.summary import EventSummary, Histogram
 
 if TYPE_CHECKING:

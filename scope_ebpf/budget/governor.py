@@ -17,14 +17,14 @@ from __future__ import annotations
 import random
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 
-@dataclass(frozen=True, slots=True)
-class BudgetPolicy:
+class BudgetPolicy(NamedTuple):
     """
     How a governor spends a budget; the defaults are those of the daemon.
 
@@ -66,7 +66,7 @@ class BudgetPolicy:
     #: Seconds of an idle target's income that windows leave to permanent hooks.
     reserve_seconds: float = 0.0
     #: Events whose windows get a smaller part of the budget, and the divisor of that part.
-    window_divisors: Mapping[str, float] = field(default_factory=dict)
+    window_divisors: Mapping[str, float] = MappingProxyType({})
     #: Weight of the newest value in moving averages: of costs, and of the income.
     smoothing: float = 0.3
     income_smoothing: float = 0.6
@@ -78,8 +78,7 @@ class BudgetPolicy:
 DAEMON_POLICY = BudgetPolicy()
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(NamedTuple):
     """
     A change of the hooks of one event.
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from scope_ebpf import events
 from scope_ebpf.budget.estimate import WINDOWS, Estimate
 from scope_ebpf.budget.totals import flat
-from scope_ebpf.metrics.reading import COUNTS, WIDTH
+from scope_ebpf.metrics.columns import COUNTS, WIDTH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,13 +33,12 @@ if TYPE_CHECKING:
 _MAX_ERROR = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """
     One event of a run.
 
     Attributes:
-        totals: ``WIDTH`` columns (``metrics.reading``).
+        totals: ``WIDTH`` columns (``metrics.columns``).
         error_ratio: error of the sum of counts with 95 % confidence, as a share of it: 0.0 where
             everything was counted, 1.0 where too little was.
         sampling_ratio: share of the run in which the event was counted.

@@ -11,7 +11,7 @@ import numpy as np
 from scope_ebpf import events
 from scope_ebpf.budget.estimate import Estimate
 from scope_ebpf.budget.reference_counters import COUNTED_EVENTS
-from scope_ebpf.metrics.reading import COUNTS, SLOTS, WIDTH, EventReading
+from scope_ebpf.metrics.columns import COUNTS, SLOTS, WIDTH, EventReading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

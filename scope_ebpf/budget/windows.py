@@ -19,8 +19,7 @@ measured too (``budget/estimate.py``).
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from scope_ebpf.budget.reference_counters import TIME, CounterSample
 
@@ -35,8 +34,7 @@ _TOLERANCE = 0.1
 _MIN_BASELINE, _MAX_BASELINE = 0.005, 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class ClosedWindow:
+class ClosedWindow(NamedTuple):
     """
     What one window says of the reference counters of its event.
 

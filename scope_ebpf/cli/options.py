@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from scope_ebpf.attach.plan import DEFAULT_EVENTS, EVENTS
 from scope_ebpf.errors import UsageError
 from scope_ebpf.units import seconds
 
@@ -119,6 +118,8 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 def add_events(parser: argparse.ArgumentParser, default: Collection[str]) -> None:
     """``--events``: a text for :func:`parse_events`; None means *default*."""
+    from scope_ebpf.attach.plan import EVENTS
+
     parser.add_argument(
         "--events",
         metavar="LIST",
@@ -214,6 +215,8 @@ def _share_of(text: str, more: str) -> float:
 
 def parse_events(text: str | None) -> tuple[str, ...]:
     """The events that a comma-separated list names; None means the default ones."""
+    from scope_ebpf.attach.plan import DEFAULT_EVENTS, EVENTS
+
     if text is None:
         return DEFAULT_EVENTS
     if text == "all":

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from scope_ebpf.capture import cluster
@@ -37,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     (capture,) = captures
     contents = capture.contents()
     with sound(capture):
-        summary = replace(contents.summary(), calls=_calls(capture, contents))
+        summary = contents.summary()._replace(calls=_calls(capture, contents))
         if arguments.format != "text":
             print_document(summary.as_json(), arguments.format)
         else:

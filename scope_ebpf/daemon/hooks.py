@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from scope_ebpf.kernel.bpf.stats import ProgramStats
     from scope_ebpf.kernel.cost import HitCost
     from scope_ebpf.kernel.observers.program_pool import ProgramPool
-    from scope_ebpf.metrics.reading import EventReading
+    from scope_ebpf.metrics.columns import EventReading
 
 #: Ticks between two readings of the kernel's statistics of programs.
 _STATS_TICKS = 5

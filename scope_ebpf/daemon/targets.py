@@ -102,7 +102,7 @@ class Targets:
     ) -> None:
         self.admission = Admission(config, scanner, programs or Refused(), hangs or Hangs())
         self.tracepoints = SharedTracepoints()
-        self.attacher = Attacher()
+        self.attacher = Attacher(fork=False)
         self.seen = 0
         self._shares, self._scanner, self._errors = shares, scanner, errors
         self._files = files

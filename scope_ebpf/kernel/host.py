@@ -9,7 +9,6 @@ files.
 from __future__ import annotations
 
 import os
-import platform
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -50,7 +49,7 @@ class Fact(NamedTuple):
 
 def facts(root: Path = Path("/"), release: str | None = None) -> list[Fact]:
     """All properties that are required of the host, most important first."""
-    release = release or platform.release()
+    release = release or os.uname().release
     checks: list[Callable[[], Fact]] = [
         lambda: _privileges(root, release),
         lambda: _kernel(release),
@@ -146,7 +145,7 @@ def _btf(root: Path) -> Fact:
 
 
 def _machine() -> Fact:
-    machine = platform.machine()
+    machine = os.uname().machine
     if machine == "x86_64":
         return Fact("machine", machine)
     return Fact("machine", machine, HostError(f"{machine} is not supported yet, only x86_64 is"))

@@ -16,12 +16,12 @@ from scope_ebpf import events
 from scope_ebpf.beam.layouts.checks import KINDS
 from scope_ebpf.beam.vm.threads import ROLES
 from scope_ebpf.metrics.catalogue import Series, catalogue
+from scope_ebpf.metrics.columns import SLOTS, EventReading, sum_column
 from scope_ebpf.metrics.crashes import expose_crashes
 from scope_ebpf.metrics.downs import expose_downs
 from scope_ebpf.metrics.findings import expose_findings
 from scope_ebpf.metrics.marks import expose_marks
 from scope_ebpf.metrics.memory import expose_memory
-from scope_ebpf.metrics.reading import SLOTS, EventReading, Reading, sum_column
 from scope_ebpf.metrics.servers import expose_servers
 from scope_ebpf.metrics.snapshot import MAILBOX_STEPS, MEMORY_STEPS
 from scope_ebpf.metrics.telemetry import expose_telemetry
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from scope_ebpf.metrics.page import Page
-    from scope_ebpf.metrics.reading import HooksReading, Sampled, ThreadAccounting
+    from scope_ebpf.metrics.reading import HooksReading, Reading, Sampled, ThreadAccounting
     from scope_ebpf.metrics.snapshot import SnapshotReading
 
 #: Types of threads whose waits are exported; for async threads only the time on a CPU is.

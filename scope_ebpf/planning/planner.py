@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from scope_ebpf import events
 from scope_ebpf.attach.plan import DEFAULT_EVENTS, EVENTS, Attachment, Item, Plan
 from scope_ebpf.beam.elf import bounds, entry, usdt
+from scope_ebpf.beam.elf.binary import foresee
 from scope_ebpf.beam.elf.contents import UnreadableElfError
 from scope_ebpf.planning import copies
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _VIAS: tuple[Literal["tracepoint", "symbol", "usdt"], ...] = ("tracepoint", "symbol", "usdt")
 #: A function of a build with -fcf-protection begins so. A breakpoint there takes a second trap.
 _ENDBR64 = b"\xf3\x0f\x1e\xfa"
+_HOOKS = [hook for variant in events.VARIANTS if variant.via == "symbol" for hook in variant.hooks]
 _BY_TRACEPOINT = {v.event for v in events.VARIANTS if v.via == "tracepoint"}
 
 
@@ -152,7 +154,7 @@ def symbol_attachments(
     symbol = binary.symbol(hook.name)
     if symbol is None and hook.mangled:
         # A C++ function: _Z, the length of the name, the name, the types of the arguments.
-        pattern = re.compile(rf"_Z{len(hook.name)}{hook.name}[A-Z].*")
+        pattern = re.compile(_mangled(hook.name))
         symbol = next(iter(binary.matching(pattern)), None)
     if symbol is None:
         return []
@@ -248,3 +250,15 @@ def usdt_attachments(
         )
         for site in sites
     ]
+
+
+def _mangled(name: str) -> str:
+    """The pattern of a C++ function's symbol."""
+    return rf"_Z{len(name)}{name}[A-Z].*"
+
+
+foresee(
+    (hook.name for hook in _HOOKS),
+    (hook.call for hook in _HOOKS if hook.call),
+    (_mangled(hook.name) for hook in _HOOKS if hook.mangled),
+)

@@ -9,7 +9,7 @@ renamed.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from scope_ebpf import events
 
@@ -98,8 +98,7 @@ class EventSummary:
         return document
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(NamedTuple):
     """
     What observing took from the target.
     """
@@ -112,8 +111,7 @@ class Cost:
     share_of_target: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(NamedTuple):
     """A whole trace."""
 
     #: The VM, as JSON.

@@ -8,8 +8,7 @@ import os
 import selectors
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from scope_ebpf.beam.vm.state import StateReader
 from scope_ebpf.budget.brake import share_of
@@ -46,8 +45,7 @@ _PRIORITY = -10
 _COST_SECONDS = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class BudgetOptions:
+class BudgetOptions(NamedTuple):
     """How long a summary takes, what it may cost, and how its events are seen."""
 
     #: Seconds; None for no end.

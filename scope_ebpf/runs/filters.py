@@ -9,8 +9,7 @@ counters meanwhile: those that were found without a symbol must have agreed befo
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from scope_ebpf import events
 from scope_ebpf.beam.processes.chosen import Chosen
@@ -34,8 +33,7 @@ _UNNAMED = ("spawn", "port_busy", "dist_output")
 _KEYS = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
+class Filter(NamedTuple):
     """What alone a trace counts."""
 
     #: A pid, registered name or module; None for all processes.

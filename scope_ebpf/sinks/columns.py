@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from scope_ebpf import events
+from scope_ebpf.arrays import distinct, grouped
 from scope_ebpf.sinks.plain import spelled
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def _form(values: NDArray[np.void]) -> Table:
 
 def remote_texts(values: NDArray[np.void], terms: Terms) -> list[str | int | float | None]:
     """The receivers of packets: pids as the other node writes them, names, None for references."""
-    made = {value: _remote(value, terms) for value in np.unique(values).tolist()}
+    made = {value: _remote(value, terms) for value in distinct(values).tolist()}
     return [made[value] for value in values.tolist()]
 
 
@@ -205,7 +206,7 @@ def atoms_of(indices: NDArray[Any]) -> NDArray[np.uint64]:
 
 
 def _terms(values: NDArray[Any], terms: Terms, *, text_pids: bool) -> list[str | None]:
-    distinct, where = np.unique(values, return_inverse=True)
-    texts = np.array(terms.texts(distinct.tolist(), text_pids=text_pids), object)
+    different, _, where = grouped(values)
+    texts = np.array(terms.texts(different.tolist(), text_pids=text_pids), object)
     result: list[str | None] = texts[where].tolist()
     return result

@@ -12,9 +12,11 @@ import resource
 import select
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 from beams_run import PATIENCE, require
 from test_daemon import QUICK, Running, always, daemon, named
@@ -22,6 +24,7 @@ from test_leftovers import Scene, attached, scene_of
 from tracing import require_root, wait_until
 
 from scope_ebpf.errors import HostError
+from scope_ebpf.kernel.attach import attacher
 from scope_ebpf.kernel.attach.uprobes import Attacher, wait_gone
 
 if TYPE_CHECKING:
@@ -80,7 +83,7 @@ def test_it_detaches_without_threads(
     """
     Where no thread can be started breakpoints are attached and removed all the same.
     """
-    with Attacher() as holder:
+    with Attacher(fork=False) as holder:  # a fork finds room where threads of ours have been
         wait_gone(holder.detach([]))  # it runs
         if before:
             wait_gone(attached(scene, scene.sites[:1], holder).detach())
@@ -127,7 +130,30 @@ def test_an_attacher_that_cannot_be_started_is_an_error(monkeypatch: pytest.Monk
     """
     monkeypatch.setattr("sys.executable", "/nonexistent")
     with pytest.raises(HostError, match="cannot start the process that holds breakpoints: No such"):
-        Attacher()
+        Attacher(fork=False)
+
+
+@pytest.mark.parametrize("fork", [False, True])
+def test_it_has_nothing_of_the_process_that_started_it(fork: bool):
+    """
+    It has its channel alone, a session and a command line of its own, and no signal ends it.
+    """
+    with open("/dev/zero", "rb") as file, Attacher(fork=fork) as holder:  # noqa: PTH123
+        os.set_inheritable(file.fileno(), True)
+        wait_gone(holder.detach([]))  # it runs
+        own = psutil.Process(holder.pid)
+        paths = Path(f"/proc/{own.pid}/fd").iterdir()
+        open_files = {path.name: str(path.readlink()) for path in paths}
+        assert ["/dev/null"] * 2 == [open_files.pop("0"), open_files.pop("1")]
+        del open_files["2"]
+        assert ["socket"] == [name.partition(":")[0] for name in open_files.values()]
+        assert [sys.executable, "-I", "-S", attacher.__file__] == own.cmdline()[:4]
+        assert Path(sys.executable).name == own.name()
+        assert own.pid == os.getsid(own.pid)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+            own.send_signal(number)
+        wait_gone(holder.detach([]))
+    assert 0 == holder._process.returncode
 
 
 def attacher_of(daemon: int) -> int:

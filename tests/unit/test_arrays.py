@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from scope_ebpf.arrays import distinct, distinct_rows, within
+from scope_ebpf.arrays import distinct, distinct_rows, grouped, within
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 500])
@@ -23,6 +23,10 @@ def test_values_are_told_as_numpy_tells_them(count: int):
     rows = chance.integers(0, 9, (count, 2)).astype(np.uint64)
     some = values[: count // 3]
     assert np.array_equal(distinct(values), np.unique(values))
+    for own, theirs in zip(
+        grouped(values), np.unique(values, return_index=True, return_inverse=True), strict=True
+    ):
+        assert np.array_equal(own, theirs)
     assert np.array_equal(distinct_rows(rows), np.unique(rows, axis=0))
     assert np.array_equal(within(values, some), np.isin(values, some))
 

@@ -8,7 +8,7 @@ from scope_ebpf import events
 from scope_ebpf.attach.plan import Attachment, Item, Plan
 from scope_ebpf.budget.fold import fold, whole
 from scope_ebpf.budget.ledger import Result
-from scope_ebpf.metrics.reading import WIDTH, sum_column
+from scope_ebpf.metrics.columns import WIDTH, sum_column
 
 
 class Ledger:

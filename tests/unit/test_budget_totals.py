@@ -13,7 +13,7 @@ from scope_ebpf.attach.plan import Item
 from scope_ebpf.budget.reference_counters import CounterSample
 from scope_ebpf.budget.totals import Totals
 from scope_ebpf.budget.windows import ClosedWindow
-from scope_ebpf.metrics.reading import COUNTS
+from scope_ebpf.metrics.columns import COUNTS
 
 ITEM = Item("exit", "symbol", "", (), "")
 

@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import ctypes
-import platform
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -134,7 +135,7 @@ def test_another_machine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """
     A processor that is not supported is named, with exit code 12.
     """
-    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="riscv64"))
     found = problem(folder(tmp_path))
     assert (HostError, 12, "riscv64 is not supported yet, only x86_64 is") == (
         type(found),

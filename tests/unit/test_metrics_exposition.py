@@ -21,14 +21,12 @@ from scope_ebpf.beam.vm.connections import Connections
 from scope_ebpf.beam.vm.counters import Counters, Limits
 from scope_ebpf.cgroups import MemoryLimit, Throttled
 from scope_ebpf.metrics.catalogue import catalogue
+from scope_ebpf.metrics.columns import SLOTS, WIDTH, EventReading, sum_column
 from scope_ebpf.metrics.compat import rules
 from scope_ebpf.metrics.exposition import expose
 from scope_ebpf.metrics.findings import KINDS, FindingsReading, FoundKind
 from scope_ebpf.metrics.page import MAX_LABEL, Page
 from scope_ebpf.metrics.reading import (
-    SLOTS,
-    WIDTH,
-    EventReading,
     HooksReading,
     MemoryReading,
     NifReading,
@@ -36,7 +34,6 @@ from scope_ebpf.metrics.reading import (
     Reading,
     Sampled,
     ThreadAccounting,
-    sum_column,
 )
 from scope_ebpf.metrics.snapshot import SnapshotReading, Top
 
@@ -152,7 +149,7 @@ def test_a_node_of_sixteen_schedulers_has_at_most_300_series():
     have series beside these.
     """
     most = reading()
-    windows = {name: replace(event, mode="windows") for name, event in most.events.items()}
+    windows = {name: event._replace(mode="windows") for name, event in most.events.items()}
     windows["dist_down"] = most.events["dist_down"]
     found = samples(exported(replace(most, events=windows)))
     assert len([s for s in found if s.name == "scope_ebpf_sampling_error_ratio"]) == 13

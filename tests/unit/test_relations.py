@@ -83,7 +83,7 @@ def test_what_cannot_be_of_a_reading_is_left_out_and_named():
     allocators = AllocatorReading((), GOOD._replace(processes_used=61))
     memory = replace(whole.memory, allocators=allocators, connections=Connections((0, 0), 5, 1))
     name, event = next(iter(whole.events.items()))
-    events = whole.events | {name: replace(event, totals=-np.ones_like(event.totals))}
+    events = whole.events | {name: event._replace(totals=-np.ones_like(event.totals))}
     wrong = replace(whole, counters=counters, snapshot=taken, memory=memory, events=events)
     left, why = relations.checked(wrong)
     assert {"counters", "processes", "erlang_memory", "connections", name} == why.keys()
@@ -100,7 +100,7 @@ def test_a_trace_with_more_durations_than_events_says_so():
     good = Summary(TARGET, 2.5, "duration", fold(head().plan, tallies, durations), END.cost)
     assert good == relations.checked_summary(good)
     durations["slots"][..., 3] += 100
-    bad = replace(good, events=fold(head().plan, tallies, durations))
+    bad = good._replace(events=fold(head().plan, tallies, durations))
     assert any("durations" in note for note in relations.checked_summary(bad).notes)
 
 
@@ -170,4 +170,4 @@ def test_schedules_that_took_longer_than_there_were_schedulers_are_refused(
     found = relations.checked_summary(seen)
     assert refused == len(found.notes) == 1 - len(found.events["schedule"].histograms)
     assert found.events["schedule"].by_class == event.by_class
-    assert found.notes == relations.checked_summary(replace(seen, notes=found.notes)).notes
+    assert found.notes == relations.checked_summary(seen._replace(notes=found.notes)).notes

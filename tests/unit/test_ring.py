@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import mmap
 import os
-import platform
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -211,7 +211,7 @@ def test_the_ring_is_read_on_x86_only(kernel: Kernel, monkeypatch: pytest.Monkey
     """
     A machine that may reorder the kernel's stores is refused instead of read wrong.
     """
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="aarch64"))
     with pytest.raises(HostError) as error:
         Ring(kernel.fd, SIZE)
     assert ("the ring is read on x86_64 only; other CPUs are not supported yet") == str(error.value)

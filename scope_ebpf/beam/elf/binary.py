@@ -12,12 +12,10 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scope_ebpf import events
 from scope_ebpf.beam.elf import checked, debug_files
 from scope_ebpf.beam.elf.contents import Segment, Symbol, UnreadableElfError, UsdtSite
 from scope_ebpf.sandbox import answers, files, limits
@@ -41,41 +39,51 @@ _LOOK, _PATIENT_LOOK = 0.7, 5.0
 _MAX_SECTION = 64 << 20
 #: Readings that stay cached, and bytes of one: the next VM of this program needs the same.
 _MAX_CACHED, _SMALL = 64, 1024
-_HOOKS = [hook for variant in events.VARIANTS if variant.via == "symbol" for hook in variant.hooks]
-_FUNCTIONS = tuple(dict.fromkeys(hook.name for hook in _HOOKS))
 #: Names that most inspections of an emulator need, so all are asked for at once: the child
-#: goes through the whole table for each question.
-_USUAL = frozenset(
-    (
-        *("etp_otp_release", "etp_erts_version", "etp_beamasm", "erts_invalid_process"),
-        *("erts_proc", "erts_port", "erts_atom_table", "erts_this_node", "erts_schedule"),
-        *("r", "the_active_code_index", "beam_normal_exit", "erts_frame_layout"),
-        *("erts_no_schedulers", "erts_no_dirty_cpu_schedulers", "erts_no_dirty_io_schedulers"),
-        *("erts_aligned_scheduler_data", "erts_aligned_dirty_cpu_scheduler_data"),
-        *("erts_aligned_dirty_io_scheduler_data", "dirty_gc.info", "erts_init_gc"),
-        *("ethr_mutex_init", "erts_allctrs_info", "erts_allctr_thr_spec"),
-        *("erts_total_code_size", "erts_ets_misc_mem_size"),
-        *("erts_halt_progress", "erts_halt_code"),
-        *("enif_get_atom", "enif_is_process_alive", "enif_is_port_alive"),
-        *("erts_dsig_send", *_FUNCTIONS, *(hook.call for hook in _HOOKS if hook.call)),
-    )
-)
+#: goes through the whole table for each question. Those of hooks come with :func:`foresee`.
+_usual = {
+    *("etp_otp_release", "etp_erts_version", "etp_beamasm", "erts_invalid_process"),
+    *("erts_proc", "erts_port", "erts_atom_table", "erts_this_node", "erts_schedule"),
+    *("r", "the_active_code_index", "beam_normal_exit", "erts_frame_layout"),
+    *("erts_no_schedulers", "erts_no_dirty_cpu_schedulers", "erts_no_dirty_io_schedulers"),
+    *("erts_aligned_scheduler_data", "erts_aligned_dirty_cpu_scheduler_data"),
+    *("erts_aligned_dirty_io_scheduler_data", "dirty_gc.info", "erts_init_gc"),
+    *("ethr_mutex_init", "erts_allctrs_info", "erts_allctr_thr_spec"),
+    *("erts_total_code_size", "erts_ets_misc_mem_size"),
+    *("erts_halt_progress", "erts_halt_code"),
+    *("enif_get_atom", "enif_is_process_alive", "enif_is_port_alive"),
+    "erts_dsig_send",
+}
+#: The functions of hooks, and patterns of mangled ones: of them, too, all are asked for at once.
+_functions: tuple[str, ...] = ()
+_mangled: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
+def foresee(functions: Iterable[str], called: Iterable[str], mangled: Iterable[str]) -> None:
+    """
+    Ask for all of these when one is asked for: from now on they will be.
+
+    They are *functions* that get hooks, what is *called* in them, and patterns of *mangled* names.
+    """
+    global _functions, _mangled  # set once, by the planner
+    _functions, _mangled = tuple(dict.fromkeys(functions)), tuple(dict.fromkeys(mangled))
+    _usual.update(_functions, called)
+
+
 class _Answers:
     """What the child has answered until now."""
 
-    names: dict[str, Symbol | None] = field(default_factory=dict)
-    matches: dict[str, list[Symbol]] = field(default_factory=dict)
-    entries: dict[tuple[int, int], Entry | None] = field(default_factory=dict)
-    #: What was asked of functions, by start and size.
-    starts: dict[tuple[int, int], bool] = field(default_factory=dict)
-    references: dict[tuple[int, int], list[int]] = field(default_factory=dict)
-    calls: dict[tuple[int, int], list[tuple[int, int, bool]]] = field(default_factory=dict)
-    #: The first bytes at some addresses, and other bytes by address and size.
-    heads: dict[int, bytes] = field(default_factory=dict)
-    cached: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.names: dict[str, Symbol | None] = {}
+        self.matches: dict[str, list[Symbol]] = {}
+        self.entries: dict[tuple[int, int], Entry | None] = {}
+        #: What was asked of functions, by start and size.
+        self.starts: dict[tuple[int, int], bool] = {}
+        self.references: dict[tuple[int, int], list[int]] = {}
+        self.calls: dict[tuple[int, int], list[tuple[int, int, bool]]] = {}
+        #: The first bytes at some addresses, and other bytes by address and size.
+        self.heads: dict[int, bytes] = {}
+        self.cached: dict[tuple[int, int], bytes] = {}
 
 
 class Binary:
@@ -223,7 +231,7 @@ class Binary:
 
     def _own_symbol(self, name: str) -> Symbol | None:
         if name not in self._answers.names:
-            wanted = [name, *(_USUAL - self._answers.names.keys() - {name})]
+            wanted = [name, *(_usual - self._answers.names.keys() - {name})]
             found = self._ask_symbols(
                 "symbols", lambda a: answers.table(a, checked.symbol, len(wanted)), wanted
             )
@@ -235,9 +243,9 @@ class Binary:
         text = pattern.pattern
         if text not in self._answers.matches:
             wanted = [text]
-            if text in _MANGLED:
+            if text in _mangled:
                 wanted += [
-                    one for one in _MANGLED if one != text and one not in self._answers.matches
+                    one for one in _mangled if one != text and one not in self._answers.matches
                 ]
             found = self._ask_symbols("matching", lambda a: checked.matches(a, len(wanted)), wanted)
             self._answers.matches |= zip(wanted, found, strict=True)
@@ -328,7 +336,7 @@ class Binary:
         """
         if (address, size) not in self._answers.entries:
             usual = {
-                (s.address, s.size) for name in _FUNCTIONS if (s := self._answers.names.get(name))
+                (s.address, s.size) for name in _functions if (s := self._answers.names.get(name))
             }
             wanted = [(address, size), *(usual - self._answers.entries.keys() - {(address, size)})]
             found = self._ask("entries", lambda a: checked.entries(a, len(wanted)), wanted)
@@ -396,11 +404,6 @@ class Binary:
                 debug_files.add_first(self._parser, self.path, self._facts)
             self._sought = True
         return self._ask(question, check, *arguments)
-
-
-_MANGLED = tuple(
-    dict.fromkeys(rf"_Z{len(hook.name)}{hook.name}[A-Z].*" for hook in _HOOKS if hook.mangled)
-)
 
 
 def _let_go(parser: Parser, fd: int) -> None:

@@ -213,7 +213,8 @@ def _check_run_queues(target: Target, found: dict[str, NDArray[np.uint64]]) -> N
         target, addresses, "ErtsRunQueue", ("ix", np.int32), ("scheduler", np.uint64)
     )
     stride = np.uint64(target.layout.size("ErtsAlignedRunQueue"))
-    if not (np.diff(addresses) == stride).all() or not (indexes == np.arange(len(addresses))).all():
+    in_a_row = (addresses[1:] - addresses[:-1] == stride).all()
+    if not in_a_row or not (indexes == np.arange(len(addresses))).all():
         raise refused(target, "each run queue holds its number", "its run queues are")
     if not (owners[: len(normal)] == normal).all():
         raise refused(target, "each run queue leads back to its scheduler", "its run queues are")

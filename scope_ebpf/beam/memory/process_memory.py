@@ -11,14 +11,22 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import time
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
 from scope_ebpf.beam.memory import look_limits
-from scope_ebpf.errors import LOOK, NoSuchProcessError, NotPermittedError, ReadRefusedError
+from scope_ebpf.errors import (
+    LOOK,
+    NoSuchProcessError,
+    NotPermittedError,
+    ReadRefusedError,
+    RefusedFileError,
+)
 from scope_ebpf.sandbox import client
+from scope_ebpf.sandbox.proc import read_bounded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -94,6 +102,8 @@ def cpu_seconds() -> float:
     return _Current.reader.cpu_seconds() + client.cpu_seconds()
 
 
+#: Bounds of a readable mapping in ``/proc/PID/maps``; seconds for which they count as known.
+_MAPPING, _MAPPED = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) r", re.MULTILINE), 0.02
 _Number = TypeVar("_Number", bound=np.generic)
 
 
@@ -144,6 +154,8 @@ class Memory:
         self.pid = pid
         self._process = process
         self._is_other = process.poller() if process else _never
+        #: Until when the bounds of its mappings count as known, and they.
+        self._mapped: tuple[float, NDArray[np.uint64]] = (0.0, np.empty((0, 2), np.uint64))
         self.bytes_read = 0
         self.calls = 0
         self.failures = 0
@@ -266,6 +278,32 @@ class Memory:
         out = np.empty(int(sizes.sum()), np.uint8)
         good = self._gather(np.ascontiguousarray(addresses, np.uint64), sizes, out)
         return out, good
+
+    def mapped(self, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """
+        Which of *addresses* were in readable memory some milliseconds ago; all, if nobody knows.
+
+        Of words that may be no pointers: each that leads nowhere costs a system call of its own.
+        """
+        until, bounds = self._mapped
+        if self._process is not None and time.monotonic() >= until:
+            bounds = self._bounds()
+            self._mapped = time.monotonic() + _MAPPED, bounds
+        if not len(bounds):
+            return np.ones(len(addresses), np.bool_)
+        index = np.searchsorted(bounds[:, 0], addresses, side="right") - 1
+        inside: NDArray[np.bool_] = (index >= 0) & (addresses < bounds[index, 1])
+        return inside
+
+    def _bounds(self) -> NDArray[np.uint64]:
+        """Start and end of each readable mapping, in order, shape ``(n, 2)``."""
+        try:
+            text = read_bounded(f"/proc/{self.pid}/maps")
+        except (OSError, RefusedFileError):
+            return np.empty((0, 2), np.uint64)
+        look_limits.spend(len(text))
+        found = [(int(start, 16), int(end, 16)) for start, end in _MAPPING.findall(text)]
+        return np.array(found, np.uint64).reshape(-1, 2)
 
     def _gather(
         self, addresses: NDArray[np.uint64], sizes: NDArray[np.uint64], out: NDArray[np.uint8]

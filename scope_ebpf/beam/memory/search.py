@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from scope_ebpf.arrays import grouped
 from scope_ebpf.beam.memory.process_memory import column
 from scope_ebpf.beam.memory.terms import (
     ATOM_MASK,
@@ -214,7 +215,9 @@ def _fitting(
     found: dict[int, int] = {}
     likely = np.flatnonzero((words & 7 == 0) & (words > 1 << 16) & (words < 1 << 47))
     # Half of the pointers are to what another one before them points to.
-    pointers, first = np.unique(words[likely], return_index=True)
+    pointers, first, _ = grouped(words[likely])
+    mapped = target.memory.mapped(pointers)
+    pointers, first = pointers[mapped], first[mapped]
     # A pointer to unmapped memory is no failed reading here.
     failures = target.memory.failures
     structs, read = target.memory.gather(pointers, size)
@@ -236,6 +239,7 @@ def _leading(
     Only those addresses are read: each that is not mapped costs a system call of its own.
     """
     rows = np.flatnonzero(good)
+    rows = rows[target.memory.mapped(addresses[rows])]
     failures = target.memory.failures
     found, read = target.memory.gather(addresses[rows], _WORD)
     target.memory.failures = failures

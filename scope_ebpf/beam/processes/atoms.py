@@ -196,7 +196,7 @@ class Atoms:
         """
         good = (indices >= 0) & (indices < len(self))
         inside = np.where(good, indices, 0)
-        pages, page_of = np.unique(inside // _PAGE, return_inverse=True)
+        pages, _, page_of = arrays.grouped(inside // _PAGE)
         table = np.uint64(self._memory.u64(self._table + self._segments))
         segments, _ = self._memory.gather(table + pages.astype(np.uint64) * np.uint64(8), 8)
         within = (inside % _PAGE).astype(np.uint64) * np.uint64(8)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from scope_ebpf.arrays import distinct
+from scope_ebpf.arrays import distinct, grouped
 from scope_ebpf.beam.code.tables import CACHE, Mfa
 from scope_ebpf.beam.memory.process_memory import column
 from scope_ebpf.beam.memory.terms import (
@@ -139,12 +139,12 @@ class Names:
         calls, called = self._initial_calls(rows)
         nows, at = self.functions(rows)
         pairs = called * max(1, len(nows)) + at
-        unique, inverse = np.unique(pairs, return_inverse=True)
+        unique, _, inverse = grouped(pairs)
         found = []
         for pair in unique.tolist():
             call, now = calls[pair // len(nows)], nows[pair % len(nows)]
             found.append((Identity(call, *self._behaviour(call, now)), now))
-        return found, inverse.reshape(-1)
+        return found, inverse
 
     def initial_calls(self, rows: NDArray[np.void]) -> list[Mfa | None]:
         """Return the initial call of each process; behind proc_lib, what it was asked to run."""
@@ -166,7 +166,7 @@ class Names:
         triple = np.stack([module, function, arity], axis=1)
         # One number for each triple, where atoms and arity leave room for it, sorts fast.
         key = module << np.uint64(28) ^ function << np.uint64(2) ^ arity
-        _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+        _, first, inverse = grouped(key)
         if (triple[first][inverse] != triple).any():
             _, first, inverse = np.unique(triple, axis=0, return_index=True, return_inverse=True)
         calls = [
@@ -177,7 +177,7 @@ class Names:
             else None
             for m, f, a in triple[first].tolist()
         ]
-        return calls, inverse.reshape(-1)
+        return calls, inverse
 
     def current_functions(self, rows: NDArray[np.void]) -> list[Mfa | None]:
         """Return the function each process is in, or was in when it last ran."""
@@ -196,12 +196,12 @@ class Names:
         # ``current``, where the VM has set it, or else the code's own address.
         exact = rows["current"] != 0
         where = np.where(exact, rows["current"], rows["pc"])
-        addresses, first, inverse = np.unique(where, return_index=True, return_inverse=True)
+        addresses, first, inverse = grouped(where)
         found = [
             self._code.mfa(address) if known else self._code.function(address)
             for address, known in zip(addresses.tolist(), exact[first].tolist(), strict=True)
         ]
-        return found, inverse.reshape(-1)
+        return found, inverse
 
     def _key(self, name: str) -> int | None:
         term, searched = self._keys.get(name, (None, 0))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from scope_ebpf.arrays import within
+from scope_ebpf.arrays import grouped, within
 from scope_ebpf.beam.memory.process_memory import column
 from scope_ebpf.beam.memory.terms import BOXED, POINTER_MASK, PRIMARY_MASK
 from scope_ebpf.beam.memory.walk import Walk, chain, pointers, walk
@@ -140,9 +140,8 @@ def _leads_back(
 
     *onward* are pairs of nodes that are led to, and those that lead there.
     """
-    there, first, inverse, times = np.unique(
-        found.addresses, return_index=True, return_inverse=True, return_counts=True
-    )
+    there, first, inverse = grouped(found.addresses)
+    times = np.bincount(inverse, minlength=len(there))
     expected = np.zeros(len(there), np.uint64)
     for target, source in onward:
         index = np.searchsorted(there, target)
@@ -150,7 +149,7 @@ def _leads_back(
         hit = there[index] == target if len(there) else np.zeros(len(target), np.bool_)
         expected[index[hit]] = source[hit]
     said = column(found.nodes, back, np.uint64)[first] & np.uint64(POINTER_MASK)
-    good: NDArray[np.bool_] = ((said == expected) & (times == 1))[inverse.reshape(-1)]
+    good: NDArray[np.bool_] = ((said == expected) & (times == 1))[inverse]
     return good
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from scope_ebpf.arrays import joined, picked
+from scope_ebpf.arrays import grouped, joined, picked
 from scope_ebpf.beam.memory.process_memory import column, cpu_seconds
 from scope_ebpf.beam.memory.terms import ATOM_MASK, ATOM_TAG, PidCodec
 from scope_ebpf.beam.processes.counted import check_rows
@@ -267,7 +267,7 @@ class ProcessTable:
         size = min(_LINE, self.slots)
         inside = np.minimum(slots, self.slots - 1)
         firsts = np.minimum(inside // size * size, self.slots - size)
-        lines, line = np.unique(firsts, return_inverse=True)
+        lines, _, line = grouped(firsts)
         raw, _ = self._memory.gather(self._slot_addresses(lines), _WORD * size)
         found = self._live(raw.view(np.uint64)[line, inside - firsts])
         return np.where(slots < self.slots, found, np.uint64(0))

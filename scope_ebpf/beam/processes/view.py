@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from scope_ebpf.arrays import grouped
 from scope_ebpf.beam.code.tables import CodeMap
 from scope_ebpf.beam.layouts.checks import check_rare_data
 from scope_ebpf.beam.memory.terms import PID_TAG, PidCodec
@@ -142,10 +143,10 @@ class Viewer:
 
     def _pids(self, terms: NDArray[np.uint64]) -> list[Any]:
         """Write pids; None for ``undefined`` and for processes of other nodes."""
-        unique, inverse = np.unique(terms, return_inverse=True)
+        unique, _, inverse = grouped(terms)
         texts = np.array(self.pids.texts(unique), object)
         texts[unique & np.uint64(0xF) != PID_TAG] = None
-        written: list[Any] = texts[inverse.reshape(-1)].tolist()
+        written: list[Any] = texts[inverse].tolist()
         return written
 
 

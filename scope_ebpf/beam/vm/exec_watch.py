@@ -17,7 +17,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import platform
 import struct
 import weakref
 from typing import Protocol
@@ -130,7 +129,7 @@ def _open_event(pid: int) -> int:
         _ATTRIBUTES.pack(_TYPE_SOFTWARE, _ATTRIBUTES.size, _SW_DUMMY, 0, 0, 0, flags, 0, 0, 0)
     )
     fd: int = _libc.syscall(
-        ctypes.c_long(_SYSCALL.get(platform.machine(), -1)),
+        ctypes.c_long(_SYSCALL.get(os.uname().machine, -1)),
         attributes,
         ctypes.c_int(pid),
         ctypes.c_int(-1),

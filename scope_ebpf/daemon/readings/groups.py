@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.kernel.observers.governed import GovernedSession
-    from scope_ebpf.metrics.reading import EventReading
+    from scope_ebpf.metrics.columns import EventReading
 
     #: Two names, None for an unknown one, and how many were counted.
     Row = tuple[str | None, str | None, int]

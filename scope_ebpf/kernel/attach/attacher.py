@@ -11,8 +11,9 @@ Breakpoints go to the file whose descriptor comes with the request, through ``/p
 and never to a path: a path may lead to another program by then, such as a setuid one, and the
 kernel would write into that.
 
-It imports nothing of the package, so that it is small and starts fast. A message is JSON with file
-descriptors beside it; each request to attach has one answer.
+A command forks it from itself (``uprobes.py``), which takes no time; the daemon starts an
+interpreter for it. It imports nothing of the package, so that it is small and starts fast. A
+message is JSON with file descriptors beside it; each request to attach has one answer.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ _CLOSERS = 16
 _SYS_BPF, _SYS_PERF_EVENT_OPEN = 321, 298  # x86_64
 #: include/uapi/linux/bpf.h: enum bpf_cmd, enum bpf_attach_type, BPF_F_UPROBE_MULTI_RETURN.
 _BPF_LINK_CREATE, _TRACE_UPROBE_MULTI, _MULTI_RETURN = 28, 48, 1
+#: include/uapi/linux/prctl.h; proc_pid_stat(5): where command line and environment begin and end,
+#: counted from the field behind the name.
+_PR_SET_NAME, _ARGUMENTS = 15, slice(45, 49)
 #: include/uapi/linux/perf_event.h.
 _IOC_ENABLE, _IOC_SET_BPF, _FLAG_FD_CLOEXEC = 0x2400, 0x40042408, 8
 _PMU = "/sys/bus/event_source/devices/uprobe"
@@ -296,6 +300,40 @@ def _close_all(fds: list[int]) -> None:
         os.close(fd)
 
 
-if __name__ == "__main__":
+def block_signals() -> None:
+    """Let no signal but SIGKILL and SIGSTOP end this process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+def keep_only(channel: int) -> int:
+    """Close all descriptors but *channel*, which gets another number, and stderr."""
+    nothing, kept = os.open(os.devnull, os.O_RDWR), os.dup(channel)
+    for fd in (0, 1):
+        os.dup2(nothing, fd)
+    # Not up to the limit: it may be a billion, or lower than what was opened before it.
+    for fd in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208 - fast
+        if fd not in (0, 1, 2, kept):
+            with contextlib.suppress(OSError):  # that of the listing
+                os.close(fd)
+    return kept
+
+
+def rename(words: list[str]) -> None:
+    """
+    Let /proc show *words* as the command line, and the program's name as that of the process.
+
+    What is longer than the command line was is shown with spaces, as setproctitle(3) does it: the
+    kernel lets a command line without a zero at its end go on in the environment behind it.
+    """
+    with open("/proc/self/stat", "rb") as file:  # noqa: PTH123 - fast
+        start, end, _, last = map(int, file.read().rpartition(b")")[2].split()[_ARGUMENTS])
+    line = b"\0".join(map(os.fsencode, words))
+    if len(line) >= end - start:
+        line, end = line.replace(b"\0", b" ")[: last - start - 1], last
+    ctypes.memmove(start, line.ljust(end - start, b"\0"), end - start)
+    _libc.prctl(_PR_SET_NAME, os.path.basename(os.fsencode(words[0])))  # noqa: PTH119 - fast
+
+
+if __name__ == "__main__":
+    block_signals()
     Holder(socket.socket(fileno=int(sys.argv[1]))).run()

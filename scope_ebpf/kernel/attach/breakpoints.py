@@ -13,7 +13,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import platform
 import re
 from typing import TYPE_CHECKING
 
@@ -55,7 +54,7 @@ def program_decides(release: str | None = None) -> bool:
 
 
 def _is_at_least(least: tuple[int, int], release: str | None = None) -> bool:
-    match = re.match(r"(\d+)\.(\d+)", release or platform.release())
+    match = re.match(r"(\d+)\.(\d+)", release or os.uname().release)
     return match is not None and (int(match[1]), int(match[2])) >= least
 
 

@@ -13,7 +13,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import platform
 import struct
 from pathlib import Path
 
@@ -66,9 +65,9 @@ def perf_event_open(attributes: Attributes, *, pid: int = -1, cpu: int = -1) -> 
     """
     attributes.size = ctypes.sizeof(attributes)
     libc = ctypes.CDLL(None, use_errno=True)
-    number = _SYSCALL.get(platform.machine())
+    number = _SYSCALL.get(os.uname().machine)
     if number is None:
-        raise HostError(f"{platform.machine()} is not supported yet, only x86_64 is")
+        raise HostError(f"{os.uname().machine} is not supported yet, only x86_64 is")
     fd: int = libc.syscall(
         ctypes.c_long(number),
         ctypes.byref(attributes),

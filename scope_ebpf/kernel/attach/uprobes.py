@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import os
-import platform
 import re
 import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from scope_ebpf.errors import PERMIT, HostError
 from scope_ebpf.kernel.attach import attacher
 from scope_ebpf.kernel.closing import Closing
+from scope_ebpf.kernel.interrupts import held_back
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +38,7 @@ TRACE_UPROBE_MULTI = 48
 
 def has_multi(release: str | None = None) -> bool:
     """Whether this kernel, or that of *release*, has uprobe_multi links."""
-    match = re.match(r"(\d+)\.(\d+)", release or platform.release())
+    match = re.match(r"(\d+)\.(\d+)", release or os.uname().release)
     return match is not None and (int(match[1]), int(match[2])) >= (6, 6)
 
 
@@ -65,30 +66,25 @@ class Attacher(Closing):
     The process that holds breakpoints; it removes them and ends when this process ends.
 
     A context manager. It may be shared by threads and by targets. HostError if it cannot start.
+
+    With *fork* it is forked from this process, if that has one thread: an interpreter that starts
+    anew takes longer than all that it does. A process that runs for days shall not have one: what
+    was its memory at that time would stay.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, fork: bool = True) -> None:
         self._channel, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lock = threading.Lock()
         try:
-            self._process = self._start(its)
+            with its:
+                alone = fork and threading.active_count() == 1
+                self._process = _Fork(its) if alone else _fresh(its)
             self._pidfd = os.pidfd_open(self._process.pid)
         except OSError as error:
             self._channel.close()
             raise HostError(
                 f"cannot start the process that holds breakpoints: {error.strerror}"
             ) from None
-
-    def _start(self, its: socket.socket) -> subprocess.Popen[bytes]:
-        with its:
-            # Alone (-I -S), and out of reach of the terminal's signals.
-            return subprocess.Popen(
-                [sys.executable, "-I", "-S", attacher.__file__, str(its.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[its.fileno()],
-                start_new_session=True,
-            )
 
     @property
     def pid(self) -> int:
@@ -177,6 +173,47 @@ class Attacher(Closing):
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
+
+
+class _Fork:
+    """One that was forked from this process, with the methods of a Popen that are used."""
+
+    def __init__(self, its: socket.socket) -> None:
+        self.returncode: int | None = None
+        with held_back():  # handlers of fork lose exceptions
+            self.pid = os.fork()
+            if self.pid == 0:
+                _serve(its)
+
+    def wait(self) -> None:
+        """Wait until it has ended. One that another process has forked is not waited for."""
+        with contextlib.suppress(ChildProcessError):
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def _serve(its: socket.socket) -> NoReturn:
+    """Be the attacher, in the fork; it looks like a fresh one to whoever ends processes by name."""
+    try:
+        gc.freeze()
+        attacher.block_signals()
+        os.setsid()
+        channel = attacher.keep_only(its.detach())
+        attacher.rename([sys.executable, "-I", "-S", attacher.__file__, str(channel)])
+        attacher.Holder(socket.socket(fileno=channel)).run()
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def _fresh(its: socket.socket) -> subprocess.Popen[bytes]:
+    """An interpreter alone (-I -S), and out of reach of the terminal's signals."""
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", attacher.__file__, str(its.fileno())],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        pass_fds=[its.fileno()],
+        start_new_session=True,
+    )
 
 
 class Uprobes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import platform
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,7 +69,7 @@ class RingMapping:
     """
 
     def __init__(self, fd: int, size: int) -> None:
-        if platform.machine() != "x86_64":
+        if os.uname().machine != "x86_64":
             # Elsewhere the producer's stores may be seen out of order; x86 keeps them in order.
             raise HostError("the ring is read on x86_64 only; other CPUs are not supported yet")
         page = mmap.PAGESIZE
