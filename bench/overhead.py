@@ -51,7 +51,7 @@ from overhead_loads import LOADS, Load
 from scope_ebpf.attach.plan import DEFAULT_EVENTS
 from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.beam.vm.node import NodeName
-from scope_ebpf.budget.estimate import quantile
+from scope_ebpf.budget.fits import quantile
 from scope_ebpf.budget.hit_costs import HitCosts
 from scope_ebpf.budget.reference_counters import cpu_clock
 from scope_ebpf.kernel.attach.uprobes import Attacher

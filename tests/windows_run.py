@@ -142,17 +142,21 @@ def block(truth: Truth, eye: Eye, event: str, windows: int, rng: random.Random) 
     A total from *windows* windows at irregular times.
     """
     estimate = Estimate(1, 1)
-    began, since, first = eye.now(event), time.monotonic(), truth()
+    began, first = eye.counters.sample(event), truth()
     for _ in range(windows):
         time.sleep(rng.uniform(0.02, 0.08))
         seen = eye.window(event, rng.uniform(0.003, 0.01))
         if seen.closed.growth is not None:
             count = np.array([float(seen.count)])
             closed = seen.closed
-            estimate.window(count, closed.growth, closed.seconds, closed.rate_before)
-    growth = eye.counters.growth(event, began, eye.now(event))
-    estimate.advance(growth, time.monotonic() - since)
-    return Block(float(estimate.total[0]), estimate.error_ratio(), truth() - first)
+            estimate.window(count, closed.growth, closed.seconds, closed.rate_before, closed.second)
+    ended = eye.counters.sample(event)
+    growth = eye.counters.growth(event, began.value, ended.value)
+    second = None
+    if began.second is not None and ended.second is not None:
+        second = float(ended.second - began.second)
+    error = estimate.settle([(growth, (ended.time_ns - began.time_ns) / 1e9, second)])
+    return Block(float(estimate.total[0]), 1.0 if error is None else error, truth() - first)
 
 
 class Truth:

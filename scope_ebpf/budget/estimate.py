@@ -6,11 +6,10 @@ A reference counter that grows along with the event (context switches, spawns, c
 reductions, or else time) is known for all times. A window gives a rate of events and a speed, which
 is the growth of the counter per second; hooks slow both down alike. A line is fitted to the rates
 of all windows over their speeds. Since the speed is known at every moment, so is the rate (a
-regression estimator: Cochran, Sampling Techniques, ch. 7). Where events are proportional to the
-counter, the line passes through the origin, and it does not matter how slow a window was. Where a
-program alternates between kinds of work, the speed shows how much of each it did.
+regression estimator: Cochran, Sampling Techniques, ch. 7). Events with two counters have a second
+fit, by both of them and without the time (``budget/fits.py``).
 
-In the second case the slowness matters, since slow windows are those in which the event is
+Where kinds of work alternate, slowness matters, since slow windows are those in which the event is
 frequent. The speed just before a window, without hooks, shows how much slower the window was; but
 the program may have changed its work in between. So the slowness is the median over windows of
 similar ratio of events to counter.
@@ -20,12 +19,15 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scope_ebpf.budget.fits import Found, Kinds, Line, Second, found_by, keeps_kinds
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from numpy.typing import NDArray
 
 #: Minimum seconds of counting from which :class:`PartTime` computes a rate, and minimum seconds
@@ -40,18 +42,8 @@ _EMPTY_WINDOWS = 3
 #: Upper limit of unseen events, as a multiple of the guess for a burst: processes that are spawned
 #: all at once end one after the other.
 _MAX_UNSEEN = 10
-#: Minimum number of windows for an estimate of the error, and for a line.
-_MIN_WINDOWS, _MIN_LINE_WINDOWS = 3, 8
-#: Strata of windows by their ratio of events to counter; the windows of a stratum are assumed to be
-#: slowed down equally.
-_SLOWDOWN_STRATA = 4
-#: Relative spread of speeds at which the windows and the origin weigh equally for the slope.
-_SPREAD = 0.05
-#: Groups of windows of which one is left out at a time to estimate the error (a jackknife).
-_JACKKNIFE_GROUPS = 13
-#: Two-sided 95 % quantiles of Student's t, by degrees of freedom. Beyond the table it would fall to
-#: 1.96; the last value is kept, because ratios of few windows scatter more than the formula says.
-_T95 = (0.0, 12.7, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14)
+#: Steps of time that are kept for the error: more than windows are kept for.
+_STEPS = 1024
 
 
 @dataclass(slots=True)
@@ -73,21 +65,27 @@ class Estimate:
     _level: NDArray[np.float64] = field(init=False)
     #: Columns that were counted in each window.
     _seen: deque[NDArray[np.float64]] = field(init=False)
-    #: Each window: sum of counts, growth, seconds, speed before, and *_passed* at that time.
+    #: Each window: its column for a fit, and the number of steps that came before it.
     _windows: deque[tuple[float, ...]] = field(init=False)
-    #: Growth and seconds that :meth:`advance` has added up.
-    _passed: tuple[float, float] = field(init=False, default=(0.0, 0.0))
+    #: Growth of the first counter, seconds, and growth of the second one, of each step.
+    _steps: deque[tuple[float, float, float]] = field(init=False)
+    #: Steps that there were.
+    _passed: int = field(init=False, default=0)
     #: Counts and growth before the quota was exhausted.
     _burst: tuple[NDArray[np.float64], float] | None = field(init=False, default=None)
     uncertain: float = field(init=False, default=0.0)
-    #: The line through the windows; None when a window was added since.
-    _line: _Line | None = field(init=False, default=None)
+    #: How windows are fitted, and the fit; None when a window was added since.
+    _how: type[Line | Kinds] = field(init=False, default=Line)
+    _fit: Line | Kinds | None = field(init=False, default=None)
+    #: Of *_seen*, the windows that the fit uses.
+    _fitted: NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
         self.total = np.zeros(self.width)
         self._level = np.zeros(self.width)
         self._seen = deque(maxlen=WINDOWS)
         self._windows = deque(maxlen=WINDOWS)
+        self._steps = deque(maxlen=_STEPS)
 
     def exact(self, seen: NDArray[np.float64]) -> None:
         """Add *seen*, which was counted by permanent hooks."""
@@ -100,30 +98,56 @@ class Estimate:
         growth: float,
         seconds: float,
         rate_before: float | None = None,
+        second: tuple[float, float] | None = None,
     ) -> None:
         """
         Add a window of *seconds*, in which *seen* was counted and the counter grew by *growth*.
 
         *rate_before* is the growth per second before the hooks were attached, if it is known.
+        *second* are growth, and growth per second before, of the second counter, if there is one.
         """
         seconds = max(seconds, 1e-9)
         growth = max(growth, 0.0)
         before = growth / seconds if rate_before is None else rate_before
         self._seen.append(seen)
         counts = float(seen[: self.counts].sum())
-        self._windows.append((counts, growth, seconds, before, *self._passed))
-        self._line = None
+        other = second or (np.nan, np.nan)
+        self._windows.append((counts, growth, seconds, before, *other, self._passed))
+        self._fit = None
 
-    def advance(self, growth: float, seconds: float) -> bool:
+    def advance(self, growth: float, seconds: float, second: float | None = None) -> bool:
         """
-        Add the estimate of *seconds* in which the counter grew by *growth*.
+        Add the estimate of *seconds* in which the counter grew by *growth*, the other by *second*.
 
         False, and nothing added, where there are too few windows.
         """
-        if self._line is None:
-            self._line = _Line(self._columns(), np.array(self._seen))
-        if self._line.known:
-            self._level = self._level + self._line.total(growth, seconds)
+        step = growth, seconds, np.nan if second is None else max(second, 0.0)
+        self._keep([step])
+        return self._add(np.array([step]))
+
+    def settle(self, steps: Sequence[tuple[float, float, float | None]]) -> float | None:
+        """
+        Add the estimate of *steps*, as in :meth:`advance`, by the fit that is best for them.
+
+        Returns its error ratio; None where there are too few windows.
+        """
+        some = [(growth, seconds, np.nan if s is None else s) for growth, seconds, s in steps]
+        self._keep(some)
+        error = self.error_ratio()
+        return error if self._add(np.array(some)) else None
+
+    def _keep(self, steps: list[tuple[float, float, float]]) -> None:
+        self._steps.extend(steps)
+        self._passed += len(steps)
+
+    def _add(self, steps: NDArray[np.float64]) -> bool:
+        if self._fit is None and self._windows:
+            columns = self._columns()
+            useful = self._how.useful(columns)
+            self._fit, self._fitted = self._how(columns[:, useful]), np.array(self._seen)[useful]
+        growth = float(steps[:, 0].sum())
+        if self._fit and self._fit.known:
+            self._level = self._level + self._fit.weights(steps) @ self._fitted
         elif len(self._windows) >= _EMPTY_WINDOWS and self._burst:
             seen, over = self._burst
             more = seen * (growth / over)
@@ -133,12 +157,11 @@ class Estimate:
         else:
             return False
         self.total = np.maximum(self.total, self._level)
-        self._passed = self._passed[0] + growth, self._passed[1] + seconds
         return True
 
     def _columns(self) -> NDArray[np.float64]:
-        """Sums of counts, growths, seconds and speeds before of the windows, shape ``(4, n)``."""
-        return np.array(self._windows, np.float64).reshape(-1, 6).T[:4]
+        """The windows as columns of a fit, shape ``(6, n)``."""
+        return np.array(self._windows, np.float64).reshape(-1, 7).T[:6]
 
     def begin(self, seen: NDArray[np.float64], growth: float) -> None:
         """
@@ -149,107 +172,69 @@ class Estimate:
         """
         self._seen.clear()
         self._windows.clear()
-        self._line = None
+        self._how, self._fit = Line, None
         self._burst = (seen, growth) if growth > 0 and seen.any() else None
 
     def error_ratio(self) -> float:
         """
-        Error of the newest rate with 95 % confidence, as a share of it.
+        Error of the newest rate with 95 % confidence, as a share of it; chooses how it is fitted.
 
         1.0 where too little was counted.
         """
         columns = self._columns()
-        size, counts = columns.shape[1], float(columns[0].sum())
-        if size < _MIN_WINDOWS or not counts or not columns[1].any():
+        if not columns.size or not columns[1].any():
             return 1.0
-        growth, seconds = (self._passed[n] - self._windows[0][4 + n] for n in (0, 1))
-        if seconds <= 0:
-            growth, seconds = float((columns[1] / columns[2]).mean()), 1.0
-        found = float(_Line(columns, columns[0]).total(growth, seconds))
-        if found <= 0:
-            return 1.0
-        groups = min(size, _JACKKNIFE_GROUPS)
-        # Random groups, since the program may have a rhythm with which windows coincide.
-        of = np.random.default_rng(size).permutation(size) % groups
-        kept = [columns[:, of != group] for group in range(groups)]
-        without = np.array([_Line(some, some[0]).total(growth, seconds) for some in kept])
-        variance = (groups - 1) / groups * float(((without - without.mean()) ** 2).sum())
-        variance *= size / (size - 2)  # the line fits its windows better than others
-        # Counts scatter by themselves too, which few windows may not show.
-        variance = max(variance, found**2 / counts)
-        return min(1.0, quantile(groups - 1) * float(np.sqrt(variance)) / found)
+        news = min(self._passed - int(self._windows[0][6]), len(self._steps))
+        steps = np.array(list(self._steps)[len(self._steps) - news :]).reshape(-1, 3)
+        if steps[:, 1].sum() <= 0:
+            steps = np.array([[*(columns[[1, 4]] / columns[2]).mean(axis=1), 1.0]])[:, [0, 2, 1]]
+        found: dict[type[Line | Kinds], Found] = {Line: found_by(Line, columns, steps)}
+        if not np.isnan(columns[4:]).any() and not np.isnan(steps[:, 2]).any():
+            found[Kinds] = found_by(Kinds, columns, steps)
+            found[Second] = found_by(Second, columns, steps)
+        how, error = _chosen(found, keeps_kinds=keeps_kinds(columns))
+        if how is not self._how:
+            self._how, self._fit = how, None
+        return error
 
 
-class _Line:
+def _chosen(
+    found: Mapping[type[Line | Kinds], Found], *, keeps_kinds: bool | None
+) -> tuple[type[Line | Kinds], float]:
     """
-    The line through the rates of windows over their speeds.
+    The fit with the smallest error, and its error ratio.
 
-    *columns* are their sums of counts, growths, seconds and speeds before, shape ``(4, n)``;
-    *seen* are the counts of each, shape ``(n, ...)``.
+    Unless hooks are known to keep the kinds of work, one by both counters that contradicts the line
+    is not used: the first counter grows along with the event however much hooks slow the target
+    down. The error of the line covers the other estimate.
     """
-
-    def __init__(self, columns: NDArray[np.float64], seen: NDArray[np.float64]) -> None:
-        #: False if the counter stood still in all windows.
-        self.known = bool(columns[1].any())
-        self._faster = _slowness(*columns) / columns[2] if columns.size else np.zeros(0)
-        self._speeds = columns[1] * self._faster
-        self._seen = seen
-
-    def total(self, growth: float, seconds: float) -> NDArray[np.float64]:
-        """Estimated counts of *seconds* in which the counter grew by *growth*."""
-        weights = _weights(self._speeds, growth, seconds) * self._faster
-        found: NDArray[np.float64] = weights @ self._seen
-        return found
-
-
-def _slowness(
-    counts: NDArray[np.float64],
-    growths: NDArray[np.float64],
-    lengths: NDArray[np.float64],
-    before: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """The factor by which hooks slowed the target down in each window, at least 1."""
-    size = len(counts)
-    strata = min(_SLOWDOWN_STRATA, max(1, size // _MIN_WINDOWS))
-    positive = np.maximum(growths, 1e-9)
-    order = np.argsort(counts / positive, kind="stable")
-    # Where the counter stood still, the target had no CPU, which hooks do not cause.
-    slow = np.where(growths > 0, before * lengths / positive, 1.0)
-    found = np.empty(size)
-    limits = [size * number // strata for number in range(strata + 1)]
-    for first, last in pairwise(limits):
-        stratum = order[first:last]
-        found[stratum] = max(1.0, _median(slow[stratum]))
-    return found
+    line, both = found[Line], _by_both(found)
+    kinds, other = found.get(Kinds), found.get(both)
+    best: type[Line | Kinds] = Line
+    total, error, _ = line
+    if other and other.known:
+        apart = abs(line.total - other.total)
+        against = line.known and apart > line.error + other.error
+        if keeps_kinds is False or (against and keeps_kinds is None):
+            error = max(error, apart + other.error)
+        elif against or not line.known or other.error < error:
+            best, (total, error, _) = both, other
+        else:
+            error = max(error, apart)
+    if not total:
+        return Line, 1.0
+    ratio = error / total
+    if best is Line and kinds and kinds.total:
+        ratio += kinds.doubt / kinds.total
+    return best, min(1.0, ratio)
 
 
-def _median(values: NDArray[np.float64]) -> float:
-    """The median; ``numpy.median`` takes ten times as long for so few values."""
-    ordered, size = np.sort(values), len(values)
-    return float(ordered[(size - 1) // 2] + ordered[size // 2]) / 2
-
-
-def _weights(speeds: NDArray[np.float64], growth: float, seconds: float) -> NDArray[np.float64]:
-    """The least-squares weight of each window's rate; the line ends at the extreme speeds."""
-    mean, size = float(speeds.mean()), len(speeds)
-    if mean <= 0:
-        return np.zeros(size)
-    if size < _MIN_LINE_WINDOWS or seconds <= 0:
-        return np.full(size, growth / mean / size)
-    speed, deviations = growth / seconds, speeds - mean
-    nearest = min(max(speed, float(speeds.min())), float(speeds.max()))
-    # Beyond the slowest and the fastest window the rate is proportional to the speed.
-    scale = seconds if nearest == speed or not nearest else growth / nearest
-    # Similar speeds do not determine a slope: then it is that of the line through the origin.
-    prior = _SPREAD * size * mean**2
-    slopes = (deviations + prior / (size * mean)) / (float(deviations @ deviations) + prior)
-    weights: NDArray[np.float64] = scale * (1 / size + (nearest - mean) * slopes)
-    return weights
-
-
-def quantile(freedom: int) -> float:
-    """Standard errors of a 95 % confidence interval, by degrees of freedom."""
-    return _T95[min(freedom, len(_T95) - 1)]
+def _by_both(found: Mapping[type[Line | Kinds], Found]) -> type[Kinds]:
+    """The better fit by both counters; the simple one only where the other does not exclude it."""
+    kinds, second = found.get(Kinds), found.get(Second)
+    if not kinds or not second or not second.known or second.error >= kinds.error:
+        return Kinds
+    return Second if abs(kinds.total - second.total) <= kinds.error else Kinds
 
 
 def share_error(found: int, samples: int) -> float:

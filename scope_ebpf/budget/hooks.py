@@ -184,6 +184,11 @@ class GovernedHooks:
             if action:
                 self._baseline = Baseline(self._counters, action)
 
+    @property
+    def in_window(self) -> bool:
+        """Whether a window is open, or about to be."""
+        return self._window is not None or self._baseline is not None
+
     def next_window(self) -> float | None:
         """When :meth:`run_windows` is due, monotonic seconds; None if no event has windows."""
         if self._baseline:

@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from scope_ebpf.budget.windows import ClosedWindow
 
 
+#: Steps that are kept of a run without windows; then they are joined in pairs.
+_MAX_STEPS = 512
+#: Growth of a counter, seconds, growth of the second counter.
+_Step = tuple[float, float, float | None]
+#: Divided by the number of windows that saw nothing: the largest share of the time in which there
+#: was something, with 95 % confidence.
+_NONE_SEEN = 3.0
 #: Maximum error ratio of an estimate; a larger one is reported as 1, which is unknown.
 _MAX_ERROR = 0.5
 
@@ -49,27 +56,22 @@ class Result(NamedTuple):
     sampling_ratio: float
 
 
-def _estimate() -> Estimate:
-    return Estimate(WIDTH, COUNTS)
-
-
 @dataclass(slots=True)
 class _Entry:
     """The state of one event."""
 
     #: The moment up to which it is accounted for.
     at: CounterSample | None = None
-    #: The moment from which windows have not been evaluated yet; None with permanent hooks.
-    windows_since: CounterSample | None = None
+    #: Growth of the counter, seconds, and growth of the second counter, of each step that windows
+    #: have not been evaluated for yet; None with permanent hooks.
+    steps: list[_Step] | None = None
     counted_seconds: float = 0.0
     exact: NDArray[np.float64] = field(default_factory=lambda: np.zeros(WIDTH))
     estimated: NDArray[np.float64] = field(default_factory=lambda: np.zeros(WIDTH))
     #: Sum of the squared errors of estimates, in events.
     variance: float = 0.0
-    #: The estimate by the first reference counter of the event, and by the second one.
-    first: Estimate = field(default_factory=_estimate)
-    second: Estimate = field(default_factory=_estimate)
-    #: Windows since *windows_since*.
+    estimate: Estimate = field(default_factory=lambda: Estimate(WIDTH, COUNTS))
+    #: Windows since they were evaluated.
     windows: int = 0
     #: True if a part of the run was counted in windows, and if a part was not counted at all.
     sampled: bool = False
@@ -100,7 +102,7 @@ class Ledger:
         for event, sample in samples.items():
             self._began, self._entries[event].at = sample.time_ns, sample
         for event in in_windows:
-            self._entries[event].windows_since = samples[event]
+            self._entries[event].steps = []
             self._entries[event].sampled = True
 
     def forget(self, event: str) -> None:
@@ -110,9 +112,9 @@ class Ledger:
     def opened(self, event: str, now: CounterSample) -> None:
         """*event* is counted permanently, and nothing was counted up to *now*."""
         entry = self._entries[event]
-        if entry.windows_since is not None:
+        if entry.steps is not None:
             self._evaluate(event, entry, now)
-            entry.windows_since, entry.recent_growth = None, 0.0
+            entry.steps, entry.recent_growth = None, 0.0
             entry.recent = np.zeros(WIDTH)
         else:
             self._advance_exact(event, entry, now)
@@ -128,17 +130,17 @@ class Ledger:
     def estimated(self, event: str, now: CounterSample) -> None:
         """*event* was counted in windows up to *now*; evaluates them once there are ``WINDOWS``."""
         entry = self._entries[event]
-        if entry.windows_since is not None and entry.windows >= WINDOWS:
+        if entry.windows >= WINDOWS:
             self._evaluate(event, entry, now)
-        entry.at = now
+        else:
+            self._step(event, entry, now)
 
     def exhausted(self, event: str, counted: Counted, now: CounterSample) -> None:
         """*event* was counted permanently up to *now*, and is counted in windows from then on."""
         self.exact(event, counted, now)
         entry = self._entries[event]
-        for estimate in (entry.first, entry.second):
-            estimate.begin(entry.recent, 0.0)
-        entry.windows_since, entry.windows, entry.sampled = now, 0, True
+        entry.estimate.begin(entry.recent, 0.0)
+        entry.steps, entry.windows, entry.sampled = [], 0, True
 
     def window(self, event: str, counted: Counted, closed: ClosedWindow) -> None:
         """A window of *event* was closed."""
@@ -147,10 +149,9 @@ class Ledger:
             return  # the time in which it counted is not known
         entry.windows += 1
         entry.counted_seconds += closed.seconds
-        entry.first.window(news, closed.growth, closed.seconds, closed.rate_before)
-        if closed.second_growth is not None:
-            growth, before = closed.second_growth, closed.second_rate_before
-            entry.second.window(news, growth, closed.seconds, before)
+        entry.estimate.window(
+            news, closed.growth, closed.seconds, closed.rate_before, closed.second
+        )
 
     def end(self, event: str, counted: Counted | None, now: CounterSample | None) -> None:
         """The run ended at *now*; *counted* is None for an event that was counted in windows."""
@@ -158,9 +159,9 @@ class Ledger:
         now = now or entry.at
         if now is None:
             return  # it never began
-        if counted is not None and entry.windows_since is None:
+        if counted is not None and entry.steps is None:
             self.exact(event, counted, now)
-        elif entry.windows_since is not None:
+        elif entry.steps is not None:
             self._evaluate(event, entry, now)
         entry.at = now
 
@@ -194,21 +195,37 @@ class Ledger:
             entry.recent_growth += self._counters.growth(event, entry.at.value, now.value)
         entry.at = now
 
+    def _step(self, event: str, entry: _Entry, now: CounterSample) -> None:
+        """Add the time up to *now*, in which the event was counted in windows, if it was."""
+        at, steps = entry.at, entry.steps
+        entry.at = now
+        if at is None or steps is None:
+            return
+        second = None
+        if at.second is not None and now.second is not None:
+            second = float(now.second - at.second)
+        growth = self._counters.growth(event, at.value, now.value)
+        steps.append((growth, (now.time_ns - at.time_ns) / 1e9, second))
+        if len(steps) >= _MAX_STEPS:
+            entry.steps = [_joined(*pair) for pair in zip(steps[::2], steps[1::2], strict=True)]
+
     def _evaluate(self, event: str, entry: _Entry, now: CounterSample) -> None:
         """Add the estimate of the time since windows were last evaluated."""
-        since = entry.windows_since
-        assert since is not None  # noqa: S101 - the callers look
-        seconds = (now.time_ns - since.time_ns) / 1e9
-        growth = self._counters.growth(event, since.value, now.value)
-        found = [_advance(entry.first, growth, seconds)]
-        if since.second is not None and now.second is not None:
-            found.append(_advance(entry.second, float(now.second - since.second), seconds))
-        estimated, error = _combined([part for part in found if part is not None])
-        if estimated is None:
-            estimated, error = _extrapolated(entry, growth)
-        entry.estimated += estimated
-        entry.variance += error**2
-        entry.windows_since, entry.windows = now, 0
+        self._step(event, entry, now)
+        steps = entry.steps or []
+        before = entry.estimate.total.copy()
+        error = entry.estimate.settle(steps)
+        more = entry.estimate.total - before
+        wrong = (error or 0.0) * float(more[:COUNTS].sum())
+        growth = sum(growth for growth, _, _ in steps)
+        if error is None:
+            more, wrong = _extrapolated(entry, growth)
+        elif not more[:COUNTS].any() and entry.recent_growth:
+            # Where windows saw none, a part of the time may still go on as before.
+            wrong = min(1.0, _NONE_SEEN / max(1, entry.windows)) * _extrapolated(entry, growth)[1]
+        entry.estimated += more
+        entry.variance += wrong**2
+        entry.steps, entry.windows = [], 0
 
     def _news(self, event: str, counted: Counted) -> NDArray[np.float64]:
         """Counts of *event* since the last call."""
@@ -218,39 +235,13 @@ class Ledger:
         return news
 
 
-#: An estimate of totals, and its error in events.
-_Estimated = tuple["NDArray[np.float64]", float]
+def _joined(one: _Step, other: _Step) -> _Step:
+    """Both steps as one."""
+    second = None if one[2] is None or other[2] is None else one[2] + other[2]
+    return one[0] + other[0], one[1] + other[1], second
 
 
-def _advance(estimate: Estimate, growth: float, seconds: float) -> _Estimated | None:
-    """Estimate of *seconds* in which the counter grew by *growth*; None without windows."""
-    before = estimate.total.copy()
-    if not estimate.advance(growth, seconds):
-        return None
-    more = estimate.total - before
-    return more, estimate.error_ratio() * float(more[:COUNTS].sum())
-
-
-def _combined(found: list[_Estimated]) -> tuple[NDArray[np.float64] | None, float]:
-    """
-    The estimate with the smaller error; the first one where the two contradict each other.
-
-    The error is then their difference. The first reference counter grows along with the event
-    however much hooks slow the target down.
-    """
-    if not found:
-        return None, 0.0
-    first, *others = found
-    for other in others:
-        apart = abs(float((first[0] - other[0])[:COUNTS].sum()))
-        if apart > first[1] + other[1]:
-            return first[0], max(first[1], apart)
-        if other[1] < first[1]:
-            return other
-    return first
-
-
-def _extrapolated(entry: _Entry, growth: float) -> _Estimated:
+def _extrapolated(entry: _Entry, growth: float) -> tuple[NDArray[np.float64], float]:
     """The rate of the time before, where there were too few windows; unknown if there was none."""
     if not entry.recent_growth:
         entry.unknown = True

@@ -175,6 +175,11 @@ class BudgetedRun:
                 demand = self._hooks.measure_demand(event, _PROBE_HITS, _PROBE_SECONDS)
                 demands[event] = demand
         hot = _too_much(demands, income)
+        if "schedule" in hot:
+            # They may only pause now: a message wakes a process. Where there are none, a few
+            # windows show it.
+            for event in set(_UNCOUNTED) & costs.keys() - hot.keys():
+                hot[event] = demands["schedule"]
         for event in set(_UNCOUNTED) & costs.keys() - hot.keys():
             self.ledger.forget(event)
         return hot
@@ -206,6 +211,11 @@ class BudgetedRun:
         """When :meth:`run_once` is due, monotonic seconds."""
         due = self._hooks.next_window()
         return self.next_tick if due is None else min(due, self.next_tick)
+
+    @property
+    def in_window(self) -> bool:
+        """Whether a window is open, or about to be."""
+        return self._hooks.in_window
 
     def finish(self) -> None:
         """Stop counting, and detach all hooks."""

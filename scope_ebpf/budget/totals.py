@@ -60,7 +60,11 @@ class Totals:
         """*event* was counted in windows up to *now*, if there were any."""
         since = self._reached.setdefault(event, now)
         seconds = (now.time_ns - since.time_ns) / 1e9
-        if self._estimates[event].advance(self._growth(event, since.value, now.value), seconds):
+        growth = self._growth(event, since.value, now.value)
+        second = None
+        if since.second is not None and now.second is not None:
+            second = float(now.second - since.second)
+        if self._estimates[event].advance(growth, seconds, second):
             self._reached[event] = now
 
     def exhausted(self, event: str, counted: Counted, now: CounterSample) -> None:
@@ -83,7 +87,7 @@ class Totals:
         if closed.growth is not None:
             self._windows[event] += 1
             estimate = self._estimates[event]
-            estimate.window(news, closed.growth, closed.seconds, closed.rate_before)
+            estimate.window(news, closed.growth, closed.seconds, closed.rate_before, closed.second)
 
     def reading(self, event: str, item: Item, mode: str, sampling_ratio: float) -> EventReading:
         """The figures of *event* that a scrape shows; *item* is its part of the plan."""

@@ -52,6 +52,13 @@ class ClosedWindow(NamedTuple):
     second_growth: float | None = None
     second_rate_before: float | None = None
 
+    @property
+    def second(self) -> tuple[float, float] | None:
+        """Growth of the second counter, and its growth per second before; None if not known."""
+        if self.second_growth is None or self.second_rate_before is None:
+            return None
+        return max(0.0, self.second_growth), self.second_rate_before
+
 
 class Baseline:
     """

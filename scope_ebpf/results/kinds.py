@@ -30,8 +30,6 @@ Kind = Literal[
     "waits_for",
     "mailbox",
     "binaries",
-    "ets",
-    "timers",
     "outside",
     "fragmentation",
     "gc",

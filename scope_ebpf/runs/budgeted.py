@@ -17,6 +17,7 @@ from scope_ebpf.budget.run import BudgetedRun
 from scope_ebpf.errors import HostError, ReadRefusedError
 from scope_ebpf.kernel.attach.uprobes import Attacher
 from scope_ebpf.kernel.cost import GUESS, notes_of
+from scope_ebpf.kernel.urgency import calm, hurry
 from scope_ebpf.relations import checked_summary
 from scope_ebpf.results.summary import Cost, Summary
 from scope_ebpf.runs.crashes import named
@@ -117,7 +118,9 @@ class BudgetedTrace:
         return error
 
     def _count(self) -> ScopeError | None:
+        hurry()
         self._run.begin()
+        calm()
         self._cpu_before = cpu_clock(self._target.pid)
         loop = Loop(self._target.identity, "traced", self._options.duration, self._stop)
         self.state.begin()
@@ -144,7 +147,9 @@ class BudgetedTrace:
 
             def pause() -> float:
                 now = time.monotonic()
-                return min(self._run.next_due(), self.state.due, now + _INTERVAL) - now
+                due = min(self._run.next_due(), now + _INTERVAL)
+                # The VM is not looked at during a window, which it would delay.
+                return (due if self._run.in_window else min(due, self.state.due)) - now
 
             def turn(now: float) -> None:
                 nonlocal moved
@@ -183,7 +188,8 @@ class BudgetedTrace:
             self._run.set_hit_cost(cost)
         if now >= self._run.next_due():
             self._run.run_once()
-        if now >= self.state.due:
+            (hurry if self._run.in_window else calm)()
+        if now >= self.state.due and not self._run.in_window:
             self.state.look()
             self._used = cpu_clock(self._target.pid) - self._cpu_before
 
@@ -235,8 +241,10 @@ def _prioritized(attacher: Attacher) -> Iterator[None]:
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
         attacher.set_priority(_PRIORITY)
+    hurry(attacher.pid)
     try:
         yield
     finally:
+        calm()
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, 0, before)

@@ -6,7 +6,8 @@ Totals from windows, held against totals that are known.
 import numpy as np
 import pytest
 
-from scope_ebpf.budget.estimate import WINDOWS, Estimate, PartTime, quantile
+from scope_ebpf.budget.estimate import WINDOWS, Estimate, PartTime
+from scope_ebpf.budget.fits import quantile
 
 #: Seeds of the simulated minutes.
 SEEDS = range(600)

@@ -186,3 +186,31 @@ def test_the_vms_own_count_is_exact_and_windows_give_its_classes():
     minor, major = (result.totals[classes.index(name)] for name in ("minor", "major"))
     assert (0.0, 4321) == (result.error_ratio, pytest.approx(minor + major))
     assert 3 == pytest.approx(minor / major, rel=0.05)
+
+
+def test_windows_that_saw_none_do_not_make_the_error_zero():
+    """
+    After a burst windows saw nothing: of ten, three tenths of the time may still be as before.
+    """
+    ledger, kernel = begun("send"), Kernel("send")
+    ledger.exhausted("send", kernel.count(local=1000), mark(1, 1000))
+    for _ in range(10):
+        ledger.window("send", kernel.count(), ClosedWindow(0.003, 100, 100 / 0.003))
+    ledger.end("send", None, mark(2, 2000))
+    result = ledger.result("send")
+    assert 1000 == result.totals[0]
+    assert 0.3 == pytest.approx(result.error_ratio)
+
+
+def test_a_long_run_without_windows_is_bounded():
+    """
+    Steps that are joined in pairs have the same sums.
+    """
+    ledger, kernel = begun("send", in_windows=True, second=0), Kernel("send")
+    for n in range(5):
+        closed = ClosedWindow(0.003, 100 + n, 100 / 0.003, 100 + n, 100 / 0.003)
+        ledger.window("send", kernel.count(local=100 + n), closed)
+    for n in range(1, 5000):
+        ledger.estimated("send", mark(0.1 * n, 10 * n, 10 * n))
+    ledger.end("send", None, mark(500, 50_000, 50_000))
+    assert 50_000 == pytest.approx(ledger.result("send").totals[0], rel=0.02)
