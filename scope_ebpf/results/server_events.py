@@ -205,14 +205,15 @@ class Messages:
     """
     Messages of the servers of one module, in *seconds*.
 
-    Counts are those of *seconds*, also where only a part of them was *observed*, seconds. *errors*
+    Counts are those of *seconds*, also where only a part of them was *observed*, seconds; of
+    *infos* None if they are not known. *errors*
     are the standard errors of calls, casts and infos as parts of them.
     """
 
     seconds: float
     calls: int
     casts: int
-    infos: int
+    infos: int | None
     queue: Times
     service: Times
     call: Times
@@ -240,14 +241,16 @@ class Messages:
             )
         ]
         errors = [
-            _error_of_both(*of)
-            for of in zip(self._counts, other._counts, self.errors, other.errors, strict=True)
+            error_of_both(count or 0, of_other or 0, *errors)
+            for count, of_other, *errors in zip(
+                self._counts, other._counts, self.errors, other.errors, strict=True
+            )
         ]
         return Messages(
             self.seconds,
             self.calls + other.calls,
             self.casts + other.casts,
-            self.infos + other.infos,
+            None if self.infos is None or other.infos is None else self.infos + other.infos,
             self.queue.plus(other.queue),
             self.service.plus(other.service),
             self.call.plus(other.call),
@@ -264,7 +267,7 @@ class Messages:
         return self.calls if self.followed is None else self.followed
 
     @property
-    def _counts(self) -> tuple[int, int, int]:
+    def _counts(self) -> tuple[int, int, int | None]:
         return self.calls, self.casts, self.infos
 
     @property
@@ -273,10 +276,11 @@ class Messages:
         return bool(self.calls or self.casts or self.infos)
 
     @property
-    def rates(self) -> tuple[float, float, float]:
+    def rates(self) -> tuple[float, float, float | None]:
         """Calls, casts and infos a second."""
         seconds = max(self.seconds, 1e-9)
-        return self.calls / seconds, self.casts / seconds, self.infos / seconds
+        infos = None if self.infos is None else self.infos / seconds
+        return self.calls / seconds, self.casts / seconds, infos
 
     @property
     def served(self) -> float | None:
@@ -285,7 +289,7 @@ class Messages:
             return self.service.total
         mean = self.service.mean()
         # Windows time no other messages than calls.
-        if mean is None or self.casts or self.infos:
+        if mean is None or self.casts or self.infos != 0:
             return None
         return mean * self.calls
 
@@ -383,13 +387,15 @@ class ServerEvents:
         return found
 
 
-def _error_of_both(count: int, other: int, error: float, of_other: float) -> float:
+def error_of_both(count: int, other: int, error: float, of_other: float) -> float:
     """The error of a sum as a part of it, at most: those of both counts, by their sizes."""
     total = count + other
     return (count * error + other * of_other) / total if total else max(error, of_other)
 
 
-def _rate(count: int, rate: float, error: float) -> MessageRate:
+def _rate(count: int | None, rate: float | None, error: float) -> MessageRate | None:
+    if count is None or rate is None:
+        return None
     return {"count": count, "rate": round(rate, 3), "error_ratio": round(error, 4)}
 
 

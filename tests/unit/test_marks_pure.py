@@ -92,7 +92,7 @@ class Hooks:
     def counters(self):
         return {"reductions": self.reductions + int(self.now * 1_000_000)}
 
-    def attach(self):
+    def attach(self, *, light=False):
         self.now += 0.001
         self.hits += 1
         self.reductions += 100_000

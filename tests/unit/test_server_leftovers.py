@@ -34,7 +34,8 @@ class Watch:
     def __init__(self, taken: dict[int, int]) -> None:
         self.made = np.zeros(events.SERVER_SLOTS, events.SERVER_STATS)
         for slot, number in taken.items():
-            self.made["casts"][slot] = self.made["queue"][slot, bucket_of(1e-3)] = number
+            self.made["casts"][slot] = self.made["sent_casts"][slot] = number
+            self.made["queue"][slot, bucket_of(1e-3)] = number
         self.entries = np.zeros(0, events.SERVER_MESSAGE)
 
     def wait(self, *rows: tuple[int, int, int]) -> None:
@@ -81,7 +82,7 @@ class Watch:
     def is_over(self) -> bool:
         return True
 
-    def attach(self) -> None:
+    def attach(self, *, light: bool = False) -> None:
         pass
 
     detach = release = attach
@@ -128,7 +129,7 @@ def test_a_window_cuts_off_what_waits_and_not_what_was_moved(monkeypatch):
     for _ in range(3):
         watch.wait((5, SHOP, 1), (5, SHOP, 2), (5, SHOP, 3), (7, CART, 1), (9, CART, 1))
         planted.mailboxes = {5: 1, 7: 1}
-        windows._moments._observe(1.0, 9)
+        windows._moments._observe(1.0, 9, light=False)
     cut = windows._cut[0].sum(axis=1)
     assert {SHOP: 3, CART: 3} == {slot: cut[slot] for slot in np.flatnonzero(cut).tolist()}
     windows._moments._ended = 10 * SECOND
@@ -148,7 +149,7 @@ def test_mailboxes_that_cannot_be_read_leave_no_queue_time(monkeypatch):
     windows = begun(Windows(planted.viewer, Stop(), 0.01, None))
     planted.mailboxes = None
     watch.wait((5, SHOP, 1), (5, SHOP, 2))
-    windows._moments._observe(1.0, 9)
+    windows._moments._observe(1.0, 9, light=False)
     assert (0, 2) == (windows._cut[0].sum(), windows._leftovers.moved[SHOP])
 
 
