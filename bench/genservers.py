@@ -46,7 +46,7 @@ _PROCESSES, _SERVERS, _CROWD = 1_000_000, 50_000, 200
 _FROM = 1.0
 _WAYS = {
     "all": ("load", ("--budget", "none", "--max-cost", "100%")),
-    "windows": ("load", ()),
+    "windows": ("keep", ()),
     "busy": ("rate", ()),
 }
 
@@ -106,8 +106,8 @@ def messages(kind: str, seconds: int, way: str) -> None:
     command, words = _WAYS[way]
     with beams_run.start_beam(kind, "-s", "gs_kinds") as beam:
         beam.expect("ready")
-        if command == "rate":
-            beam.ask("rate 8")
+        if command != "load":
+            beam.ask("rate 8" if command == "rate" else command)
         lasts = ("--duration", "0" if command == "load" else str(seconds))
         view = started(beam, *lasts, *words)
         own = _planted(beam, command, seconds)
@@ -220,17 +220,21 @@ def _parsed(answer: str) -> Truth:
 
 
 def _print_counts(module: str, seen: dict[str, Any], own: dict[str, int]) -> None:
-    calls = sum(own[how] for how in ("answered", "timeout", "down", "noproc"))
+    calls = own["answered"] + own["timeout"] + own["down"]
     errors = "".join(
-        f", {kind} {seen[kind]['count']} +- {seen[kind]['error_ratio']:.1%} (planted {planted})"
+        f", {kind} {one['count']} +- {one['error_ratio']:.1%} (planted {planted})"
+        if (one := seen[kind])
+        else f", {kind} null"
         for kind, planted in (("calls", calls), ("casts", own["casts"]), ("infos", own["infos"]))
         if planted
     )
-    print(f"  {module}{errors}")
+    # A caller that finds nobody registered sends nothing; one whose server ends meanwhile does.
+    more = f", {own['noproc']} more found no server" if own["noproc"] else ""
+    print(f"  {module}{errors}{more}")
     if seen["failures"] and (own["timeout"] or own["down"]):
         print(
             f"    timeouts {seen['failures']['timeout']} (planted {own['timeout']}), down "
-            f"{seen['failures']['down']} (planted {own['down']}, not registered {own['noproc']}), "
+            f"{seen['failures']['down']} (planted {own['down']}), "
             f"abandoned {seen['abandoned']} (planted {own['abandoned']})"
         )
 

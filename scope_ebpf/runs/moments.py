@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 #: Seconds of a window: of the first, which finds out how many hits there are; of the others.
 _FIRST, _SHORTEST, _LONGEST = 0.005, 0.05, 0.5
 #: Windows that a run should have, in so many seconds where it has no end: the fewer, the longer.
+#: Of light windows twice as many, since they follow nothing to its end.
 _WINDOWS, _SPAN = 6, 10.0
 #: Seconds between two looks at whether a window has used up its hits.
 _STEP = 0.01
@@ -49,6 +50,10 @@ _PLANNED = 0.75
 #: The part that light windows take where others are worth their cost; by what the hits of the
 #: others are multiplied at most, of which none was yet.
 _LIGHT, _HEAVIER = 0.4, 4.0
+
+
+#: Where something is counted.
+Place = int | tuple[int | slice, ...]
 
 
 class Watch(Protocol):
@@ -211,7 +216,9 @@ class Moments:
         if left <= 0 or left <= (rate * seconds + around) * hit * _SPARE:
             self._next = now + self._random.uniform(0.0, 2 * _STEP)
             return False
-        # Those before and after the window are not limited.
+        # What is not planned with is for bursts: a window that they cut short shows too many. Those
+        # before and after it are not limited.
+        left += (1 / _PLANNED - 1) * self._budget * used
         self._observe(seconds, max(1, int(left / hit - around)), light=light)
         pause = self._span / (2 * _WINDOWS)
         self._next = time.monotonic() + self._random.uniform(0.0, pause)
@@ -246,7 +253,8 @@ class Moments:
         elapsed = max((time.monotonic_ns() - self._began) / 1e9, 1e-3)
         affordable = self._budget * used / elapsed * self._span
         rate, around = self._expected(light=light)
-        seconds = (affordable / hit / _WINDOWS - around) / max(rate, 1e-9)
+        windows = _WINDOWS * (2 if light else 1)
+        seconds = (affordable / hit / windows - around) / max(rate, 1e-9)
         shortest = _SHORTEST / _FEWEST if light else _SHORTEST
         return min(max(seconds, shortest), _LONGEST)
 
@@ -342,20 +350,23 @@ class Moments:
         doubt = abs(by_work - by_time) / (2 * max(by_work, by_time))
         return Scale(by_work, doubt, by_work=True)
 
-    def error(
-        self, scale: Scale, place: int | tuple[int, ...], windows: list[Window] | None = None
-    ) -> float:
+    def error(self, scale: Scale, place: Place, windows: list[Window] | None = None) -> float:
         """
         The standard error of what was counted at *place* of the counts, as a part of it.
 
-        That of all windows, or of some *windows*.
+        That of all windows, or of some *windows*. At several places it is that of all together.
         """
         windows = self.windows if windows is None else windows
         sizes = [
             (window.reductions if scale.by_work else None) or window.seconds for window in windows
         ]
-        found = error_of(sizes, [int(window.counts[place]) for window in windows])
+        found = error_of(sizes, [int(window.counts[place].sum()) for window in windows])
         return max(found, scale.doubt)
+
+
+def are_few(windows: list[Window]) -> bool:
+    """Whether windows are so few that those of one count may agree by chance."""
+    return len(windows) < _FEWEST + len(_FEW)
 
 
 def are_enough(windows: list[Window]) -> bool:

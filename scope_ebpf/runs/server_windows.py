@@ -24,7 +24,7 @@ from scope_ebpf.results.server_events import (
     buckets_of,
     error_of_both,
 )
-from scope_ebpf.runs.moments import Moments, are_enough
+from scope_ebpf.runs.moments import Moments, are_enough, are_few
 from scope_ebpf.runs.server_events import PROGRAM, Counting
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.processes.view import Viewer
     from scope_ebpf.runs.loop import Stop
+    from scope_ebpf.runs.moments import Scale, Window
 
 #: Hits for a message, and the part of a server's time from which on they change what it does: its
 #: callers wait longer and call less often.
@@ -146,7 +147,7 @@ class Windows(Counting):
         counts = _counted(stats)
         changed = self._changed(counts)
         for slot, one in enumerate(stats):
-            if slot not in self._callers:
+            if slot not in self._callers and counts[slot].any():
                 self._add(found, slot, self._estimate(one, slot, counts[slot], changed[slot]))
         for edge in self._watch.edges():
             total = self._edge(found, edge.caller, edge.callee)
@@ -199,12 +200,12 @@ class Windows(Counting):
             queue = queue.unknown()
         scale, whole = self._moments.scale(changed=changed), self._moments.whole
         numbers = [round(int(count) * scale.factor) for count in counts]
-        errors = [self._moments.error(scale, (slot, number)) for number in range(len(_COUNTS))]
+        errors = [self._error(scale, slot, number) for number in range(len(_COUNTS))]
         if whole:
             of = self._moments.scale(changed=changed, windows=whole)
             for number in range(_COUNTS.index("remote_calls"), len(_COUNTS)):
                 numbers[number] = round(int(counts[number]) * of.factor)
-                errors[number] = self._moments.error(of, (slot, number), whole)
+                errors[number] = self._error(of, slot, number, whole)
         calls, casts, remote_calls, remote_casts, infos = numbers
         return Messages(
             self._moments.seconds,
@@ -224,6 +225,19 @@ class Windows(Counting):
             ),
             calls,
         )
+
+    def _error(
+        self, scale: Scale, slot: int, number: int, windows: list[Window] | None = None
+    ) -> float:
+        """
+        The error of one count of _COUNTS of a module.
+
+        Of few windows it is that of all modules at least: what one has done may agree by chance.
+        """
+        found = self._moments.error(scale, (slot, number), windows)
+        if not are_few(self._moments.windows if windows is None else windows):
+            return found
+        return max(found, self._moments.error(scale, (slice(None), number), windows))
 
 
 def _counted(stats: NDArray[np.void]) -> NDArray[np.int64]:
