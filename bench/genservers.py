@@ -6,13 +6,15 @@ How right ``genservers`` is: planted servers and callers that time themselves, b
     sudo .venv/bin/python bench/genservers.py all [--seconds 10] [--kinds stock25 trixie27]
     sudo .venv/bin/python bench/genservers.py windows [--seconds 10]
     sudo .venv/bin/python bench/genservers.py busy [--seconds 10]
+    sudo .venv/bin/python bench/genservers.py long [--seconds 10]
     sudo .venv/bin/python bench/genservers.py swarm [--seconds 10] [--modules 1 4 20]
     sudo .venv/bin/python bench/genservers.py million [--seconds 10]
     sudo .venv/bin/python bench/genservers.py churn [--seconds 20]
 
 ``memory`` prints, by module, utilization and callers that wait, as the view has them and as
 planted; ``all`` counts and times of everything with --budget none; ``windows`` the same within the
-budget; ``busy`` that of eight callers without a pause, with what hooks took; ``swarm`` that of 400
+budget; ``long`` that of calls of which one in ten takes seconds; ``busy`` that of eight callers
+without a pause, with what hooks took; ``swarm`` that of 400
 callers of 1, 4 and 20 modules without a pause, about 100,000 calls a second in all; ``million``
 what the view takes itself of a VM with 1,000,000 processes, 50,000 of them servers, with hooks and
 without them, and whether it finds the server that 200 callers wait for, then three in a circle;
@@ -48,7 +50,10 @@ _WAYS = {
     "all": ("load", ("--budget", "none", "--max-cost", "100%")),
     "windows": ("keep", ()),
     "busy": ("rate", ()),
+    "long": ("long", ()),
 }
+#: Commands of the VM that answer when all is done.
+_WHOLE = ("load", "long")
 
 
 def truth(beam: beams_run.Beam) -> tuple[int, list[int]]:
@@ -106,17 +111,21 @@ def messages(kind: str, seconds: int, way: str) -> None:
     command, words = _WAYS[way]
     with beams_run.start_beam(kind, "-s", "gs_kinds") as beam:
         beam.expect("ready")
-        if command != "load":
+        whole = command in _WHOLE
+        if not whole:
             beam.ask("rate 8" if command == "rate" else command)
-        lasts = ("--duration", "0" if command == "load" else str(seconds))
+        lasts = ("--duration", "0" if whole else str(seconds))
         view = started(beam, *lasts, *words)
         own = _planted(beam, command, seconds)
-        if command == "load":
+        if whole:
             view.terminate()
         document, found = ended(view)
-    print(f"{kind}: {document['cost']}, {document['lost']} lost; {'; '.join(document['notes'])}")
+    print(
+        f"{kind}: {document['looks']} looks, {document['cost']}, {document['lost']} lost; "
+        f"{'; '.join(document['notes'])}"
+    )
     for module, one in own.items():
-        if (seen := found.get(module)) and seen["calls"] is not None:
+        if any(one.values()) and (seen := found.get(module)) and seen["calls"] is not None:
             _print_counts(module, seen, one)
             _print_times(seen, one)
 
@@ -201,8 +210,8 @@ def churn(seconds: int) -> None:
 
 def _planted(beam: beams_run.Beam, command: str, seconds: int) -> Truth:
     """What servers and callers measure themselves while the view runs."""
-    if command == "load":
-        answer = beam.ask(f"load {seconds * 1000}")
+    if command in _WHOLE:
+        answer = beam.ask(f"{command} {seconds * 1000}")
     else:
         beam.ask("reset")
         time.sleep(seconds - 0.2)

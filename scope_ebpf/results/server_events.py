@@ -7,6 +7,7 @@ Pure. Histograms have sixteen buckets to an octave, shape ``(SERVER_BUCKETS,)``.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -90,7 +91,8 @@ class Times:
 
     ``total`` is the sum of what ended, seconds; ``reach`` the longest that a window measures, None
     where everything was counted; ``shortest`` what hooks lengthen too much below it. ``doubt`` is
-    the error of how many there were, as a part of it. ``tail`` are the same durations as looks saw
+    the error of how many there were, as a part of it, ``bursts`` that of how many ended in windows:
+    what comes at once is not independent. ``tail`` are the same durations as looks saw
     them, which reach further.
     """
 
@@ -100,6 +102,7 @@ class Times:
     reach: float | None = None
     shortest: float = _SHORTEST
     doubt: float = 0.0
+    bursts: float = 0.0
     tail: Times | None = None
 
     def quantile(self, part: float) -> float | None:
@@ -117,7 +120,7 @@ class Times:
         found = self._at(part)
         if found is None or self.reach is None:
             return found
-        chance = part * (1 - part) / max(1, int(self.ended.sum()))
+        chance = part * (1 - part) / max(1.0, self._independent)
         error = _SURE * (chance + ((1 - part) * self.doubt) ** 2) ** 0.5
         low, high = self._at(max(0.0, part - error)), self._at(part + error)
         if low is None or high is None or not self.shortest <= found <= self.reach:
@@ -125,6 +128,11 @@ class Times:
         return (
             found if (1 - _PRECISION) * found <= low <= high <= (1 + _PRECISION) * found else None
         )
+
+    @property
+    def _independent(self) -> float:
+        """As how many durations of independent calls those that ended count."""
+        return min(float(self.ended.sum()), 1 / self.bursts**2 if self.bursts else math.inf)
 
     def plus(self, other: Times) -> Times:
         """Both together."""
@@ -135,6 +143,7 @@ class Times:
             self.total + other.total,
             sum(cut[1:], cut[0]) if cut else None,
             min(reaches, default=None),
+            bursts=max(self.bursts, other.bursts),
         )
 
     def unknown(self) -> Times:
@@ -184,7 +193,9 @@ class Times:
         parts, middle = -np.diff(left, prepend=1.0), (bounds()[:-1] + bounds()[1:]) / 2
         mean = float((middle * parts).sum())
         spread = float(((middle - mean) ** 2 * parts).sum()) ** 0.5
-        sure = mean >= self.shortest and _SURE * spread / count**0.5 <= _PRECISION * mean
+        sure = (
+            mean >= self.shortest and _SURE * spread / self._independent**0.5 <= _PRECISION * mean
+        )
         return mean if sure else None
 
     def as_json(self) -> ServerTimes | None:

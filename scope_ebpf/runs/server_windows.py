@@ -185,20 +185,24 @@ class Windows(Counting):
         self, stats: np.void, slot: int, counts: NDArray[np.int64], changed: bool
     ) -> Messages:
         """What was counted in all windows of one module, scaled up."""
-        reach = self._moments.longest
+        reach, whole = self._moments.longest, self._moments.whole
+        # Of all kinds: each of them has some of the durations.
+        scale = self._moments.scale(changed=False)
+        bursts = self._moments.error(scale, (slot, slice(None)), whole)
         times = [
             Times(
                 stats[name].astype(np.int64),
                 int(stats[f"{name}_ns"]) / 1e9,
                 self._cut[number, slot],
                 reach,
+                bursts=bursts,
             )
             for number, name in enumerate(_DURATIONS)
         ]
         queue, service, call = [one.unknown() for one in times] if changed else times
         if self._are_moved(slot, stats):
             queue = queue.unknown()
-        scale, whole = self._moments.scale(changed=changed), self._moments.whole
+        scale = self._moments.scale(changed=changed)
         numbers = [round(int(count) * scale.factor) for count in counts]
         errors = [self._error(scale, slot, number) for number in range(len(_COUNTS))]
         if whole:
