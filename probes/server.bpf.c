@@ -7,6 +7,8 @@
  * Counts: server_stats by module, server_edges by calling and called module
  * Emits:  nothing
  *
+ * In a light window requests are counted when they are sent, and nothing is followed.
+ *
  * What a message is shows its term: {'$gen_call', {Caller, Tag}, Request}, {'$gen_cast', Request},
  * {Tag, Reply}, {'DOWN', Reference, ...} (OTP 24 to 29 lib/stdlib/src/gen.erl). The callback module
  * of a server is in '$initial_call' of its dictionary, where proc_lib puts it.

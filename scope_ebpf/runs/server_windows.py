@@ -40,7 +40,7 @@ _HITS, _CHANGES = 3, 0.05
 #: The scheduling priority of the process that takes hooks out, as in setpriority(2).
 _PRIORITY = -10
 #: What is counted in windows of a slot: in all of them, and in those alone that are not light.
-_COUNTS = ("calls", "casts", "remote_calls", "remote_casts", "infos")
+_COUNTS = ("calls", "sent_casts", "remote_calls", "remote_casts", "infos")
 _DURATIONS = ("queue", "service", "call")
 
 
@@ -69,6 +69,8 @@ class Windows(Counting):
         self._moments = Moments(
             viewer.target, self._watch, plan, self._hits, self._counts, light=True
         )
+        #: Errors of counts, on average over modules, by how they are scaled up.
+        self._average: dict[tuple[Scale, int, int], float] = {}
         #: What was cut off, by kind of duration and slot.
         self._cut = np.zeros(
             (len(_DURATIONS), events.SERVER_SLOTS, events.SERVER_BUCKETS), np.int64
@@ -236,22 +238,24 @@ class Windows(Counting):
         """
         The error of one count of _COUNTS of a module.
 
-        Of few windows it is that of all modules at least: what one has done may agree by chance.
+        Of few windows it is what it is on average at least: what one module has done may agree by
+        chance.
         """
+        windows = self._moments.windows if windows is None else windows
         found = self._moments.error(scale, (slot, number), windows)
-        if not are_few(self._moments.windows if windows is None else windows):
+        if not are_few(windows):
             return found
-        return max(found, self._moments.error(scale, (slice(None), number), windows))
+        key = scale, number, len(windows)
+        if key not in self._average:
+            counts = np.sum([window.counts[:, number] for window in windows], axis=0)
+            slots = np.flatnonzero(counts)
+            errors = [self._moments.error(scale, (int(one), number), windows) for one in slots]
+            self._average[key] = float(counts[slots] @ errors / max(1, counts.sum()))
+        return max(found, self._average[key])
 
 
 def _counted(stats: NDArray[np.void]) -> NDArray[np.int64]:
     """The counts of _COUNTS by slot, of which the first two are those of this node."""
-    found = np.stack(
-        [
-            stats[name].astype(np.int64)
-            for name in ("calls", "sent_casts", "remote_calls", "remote_casts", "infos")
-        ],
-        axis=1,
-    )
+    found = np.stack([stats[name].astype(np.int64) for name in _COUNTS], axis=1)
     found[:, 0] -= found[:, 2]
     return found

@@ -47,16 +47,6 @@ def beam(request):
         yield running
 
 
-@pytest.fixture
-def stock(beam):
-    """
-    The same of OTP 25 alone.
-    """
-    if beam.kind != "stock25":
-        pytest.skip("one build is enough")
-    return beam
-
-
 def parsed(answer: str) -> Truth:
     """
     The words MODULE:WHAT=NUMBER of a workload's answer.
@@ -267,11 +257,12 @@ def test_windows_keep_the_budget_and_say_how_far_rates_may_be_off(beam):
                 assert (1 - PRECISION) * sleeps * MILLISECOND <= found * 1e6 <= most
 
 
-def test_looks_time_calls_that_outlast_every_window(stock):
+@pytest.mark.parametrize("beam", ["stock25"], indirect=True)
+def test_looks_time_calls_that_outlast_every_window(beam):
     """
     One call in ten takes 1.2 s to 2.4 s, windows half a second at most: p99 is right to 15 %.
     """
-    document, truth = watched(stock, f"long {LOAD * 1000}", "--budget", "20%")
+    document, truth = watched(beam, f"long {LOAD * 1000}", "--budget", "20%")
     seen, own = by_module(document)["gs_long"]["call_seconds"], truth["gs_long"]
     assert 0 < seen["reach"] <= 0.5
     # Looks know what takes four times as long as the time between two of them.
