@@ -166,12 +166,10 @@ class Moments:
         self._watch, self._hits, self._counts = watch, hits, counts
         self._counters = ReferenceCounters(target)
         self._random = random.Random()  # noqa: S311 - when to look is no secret
-        #: Hits of windows, by whether they are light.
-        self._passed = {kind: _Hits() for kind in (False, True)}
-        #: Whether there are light windows, and whether the last one was.
-        self._has_light, self.light = light, False
-        #: Hits when the last window was over; there are more until its hooks are out.
-        self._read = 0
+        #: Hits of windows, by whether they are light: those that there may be.
+        self._passed = {kind: _Hits() for kind in (False, True)[: 1 + light]}
+        #: Whether the last window was light.
+        self.light = False
         #: Reductions and times, ns, of the beginning and the end.
         self._before: int | None = None
         self._after: int | None = None
@@ -231,7 +229,7 @@ class Moments:
         The first one is. All are where the hooks of others slow the VM down: times that it would
         not have without them are nobody's.
         """
-        if not self._has_light:
+        if True not in self._passed:
             return False
         if not self.windows or self._slows(used, (time.monotonic_ns() - self._began) / 1e9, hit):
             return True
@@ -241,9 +239,9 @@ class Moments:
     def _expected(self, *, light: bool) -> tuple[float, float]:
         """Hits a second in the next window, and those around it."""
         passed = self._passed[light]
-        if light or passed.all or not self._has_light:
+        brief = self._passed.get(True)
+        if light or passed.all or brief is None:
             return passed.rate, passed.around
-        brief = self._passed[True]
         return _HEAVIER * brief.rate, _HEAVIER * brief.around
 
     def _length(self, used: float, hit: float, *, light: bool) -> float:
@@ -261,7 +259,9 @@ class Moments:
     def _observe(self, seconds: float, hits: int, *, light: bool) -> None:
         """Attach the hooks, count for *seconds* or *hits*, and take the hooks out."""
         before, passed = self._hits(), self._passed[light]
-        self._passed[self.light].add_around(before - self._read)
+        # There were more until the hooks of the last window were out.
+        known = sum(kind.all for kind in self._passed.values())
+        self._passed[self.light].add_around(before - known)
         self._watch.attach(light=light)
         # To attach takes long, and the VM works meanwhile.
         reductions, at = self._reductions(), time.monotonic()
@@ -274,8 +274,8 @@ class Moments:
         closed = self._watch.close_window()
         self._watch.release()
         now, elapsed = self._reductions(), time.monotonic() - at
-        self._read, self.light = self._hits(), light
-        passed.add(self._read - first, elapsed)
+        self.light = light
+        passed.add(self._hits() - first, elapsed)
         inside = None
         if reductions is not None and now is not None:
             self._after = now
@@ -330,7 +330,8 @@ class Moments:
 
     def _slows(self, used: float, seconds: float, hit: float) -> bool:
         """The same, in so many *seconds*; what light windows passed says it of others."""
-        busiest = max(self._passed[False].busiest, _HEAVIER * self._passed[True].busiest)
+        brief = self._passed.get(True)
+        busiest = max(self._passed[False].busiest, _HEAVIER * brief.busiest if brief else 0.0)
         return busiest * hit >= _SLOWS * max(1.0, used / seconds)
 
     def scale(self, *, changed: bool, windows: list[Window] | None = None) -> Scale:
