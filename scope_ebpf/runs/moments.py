@@ -45,8 +45,8 @@ _FEWEST = 3
 #: By how much a standard error from so many windows, from three on, is too small: Student's t,
 #: 95 %, as a part of that of many. Two may agree by chance.
 _FEW = (2.20, 1.62, 1.42, 1.31, 1.25, 1.21, 1.18, 1.15)
-#: The part of the budget that is planned with.
-_PLANNED = 0.75
+#: The part of the budget that is planned with, and that which bursts within windows may take.
+_PLANNED, _BURSTS = 0.75, 0.9
 #: The part that light windows take where others are worth their cost; by what the hits of the
 #: others are multiplied at most, of which none was yet.
 _LIGHT, _HEAVIER = 0.4, 4.0
@@ -216,7 +216,7 @@ class Moments:
             return False
         # What is not planned with is for bursts: a window that they cut short shows too many. Those
         # before and after it are not limited.
-        left += (1 / _PLANNED - 1) * self._budget * used
+        left += (_BURSTS / _PLANNED - 1) * self._budget * used
         self._observe(seconds, max(1, int(left / hit - around)), light=light)
         pause = self._span / (2 * _WINDOWS)
         self._next = time.monotonic() + self._random.uniform(0.0, pause)
