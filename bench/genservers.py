@@ -6,17 +6,21 @@ How right ``genservers`` is: planted servers and callers that time themselves, b
     sudo .venv/bin/python bench/genservers.py all [--seconds 10] [--kinds stock25 trixie27]
     sudo .venv/bin/python bench/genservers.py windows [--seconds 10]
     sudo .venv/bin/python bench/genservers.py busy [--seconds 10]
+    sudo .venv/bin/python bench/genservers.py long [--seconds 10]
     sudo .venv/bin/python bench/genservers.py swarm [--seconds 10] [--modules 1 4 20]
     sudo .venv/bin/python bench/genservers.py million [--seconds 10]
-    sudo .venv/bin/python bench/genservers.py churn [--seconds 20]
+    sudo .venv/bin/python bench/genservers.py churn [--seconds 10]
+    sudo .venv/bin/python bench/genservers.py apps [--seconds 10]
 
 ``memory`` prints, by module, utilization and callers that wait, as the view has them and as
 planted; ``all`` counts and times of everything with --budget none; ``windows`` the same within the
-budget; ``busy`` that of eight callers without a pause, with what hooks took; ``swarm`` that of 400
+budget; ``long`` that of calls of which one in ten takes seconds; ``busy`` that of eight callers
+without a pause, with what hooks took; ``swarm`` that of 400
 callers of 1, 4 and 20 modules without a pause, about 100,000 calls a second in all; ``million``
 what the view takes itself of a VM with 1,000,000 processes, 50,000 of them servers, with hooks and
 without them, and whether it finds the server that 200 callers wait for, then three in a circle;
-``churn`` the servers of a VM with always 3,000 that live for 4 to 6 s among 9,000 processes.
+``churn`` the servers of a VM with always 3,000 that live for 4 to 6 s among 9,000 processes;
+``apps`` the busiest modules of RabbitMQ under pika and of ejabberd under XMPP clients, all counted.
 """
 
 from __future__ import annotations
@@ -29,11 +33,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import beams_run
+from apps.ejabberd import ejabberd
+from apps.rabbitmq import rabbitmq
+
+if TYPE_CHECKING:
+    from apps.app import App
 
 Truth = dict[str, dict[str, int]]
 MODULES = ("gs_slow", "gs_chain", "gs_backend", "gs_state")
@@ -46,9 +55,12 @@ _PROCESSES, _SERVERS, _CROWD = 1_000_000, 50_000, 200
 _FROM = 1.0
 _WAYS = {
     "all": ("load", ("--budget", "none", "--max-cost", "100%")),
-    "windows": ("load", ()),
+    "windows": ("keep", ()),
     "busy": ("rate", ()),
+    "long": ("long", ()),
 }
+#: Commands of the VM that answer when all is done.
+_WHOLE = ("load", "long")
 
 
 def truth(beam: beams_run.Beam) -> tuple[int, list[int]]:
@@ -57,7 +69,7 @@ def truth(beam: beams_run.Beam) -> tuple[int, list[int]]:
     return time_us, figures
 
 
-def started(beam: beams_run.Beam, *words: str) -> subprocess.Popen[str]:
+def started(beam: beams_run.Beam | App, *words: str) -> subprocess.Popen[str]:
     """A view of *beam* that has begun."""
     command = [sys.executable, "-m", "scope_ebpf.cli.main", "genservers", "--pid", str(beam.pid)]
     view = subprocess.Popen(
@@ -106,17 +118,21 @@ def messages(kind: str, seconds: int, way: str) -> None:
     command, words = _WAYS[way]
     with beams_run.start_beam(kind, "-s", "gs_kinds") as beam:
         beam.expect("ready")
-        if command == "rate":
-            beam.ask("rate 8")
-        lasts = ("--duration", "0" if command == "load" else str(seconds))
+        whole = command in _WHOLE
+        if not whole:
+            beam.ask("rate 8" if command == "rate" else command)
+        lasts = ("--duration", "0" if whole else str(seconds))
         view = started(beam, *lasts, *words)
         own = _planted(beam, command, seconds)
-        if command == "load":
+        if whole:
             view.terminate()
         document, found = ended(view)
-    print(f"{kind}: {document['cost']}, {document['lost']} lost; {'; '.join(document['notes'])}")
+    print(
+        f"{kind}: {document['looks']} looks, {document['cost']}, {document['lost']} lost; "
+        f"{'; '.join(document['notes'])}"
+    )
     for module, one in own.items():
-        if (seen := found.get(module)) and seen["calls"] is not None:
+        if any(one.values()) and (seen := found.get(module)) and seen["calls"] is not None:
             _print_counts(module, seen, one)
             _print_times(seen, one)
 
@@ -199,10 +215,42 @@ def churn(seconds: int) -> None:
             )
 
 
+def apps(seconds: int) -> None:
+    """Print the modules of two applications under load, and times that cannot be."""
+    for name, start, port in (("rabbitmq", rabbitmq, "amqp"), ("ejabberd", ejabberd, "c2s")):
+        client = Path(__file__).parents[1] / f"tests/apps/load_{name}.py"
+        with start() as app:
+            command = [sys.executable, str(client), "--port", str(app.ports[port])]
+            load = subprocess.Popen(
+                [*command, "--seconds", str(seconds + 10)], stdout=subprocess.DEVNULL
+            )
+            words = ("--duration", str(seconds), "--budget", "none", "--max-cost", "100%")
+            document, found = ended(started(app, *words))
+            load.wait()
+        print(f"{name}: {document['looks']} looks, {document['lost']} lost, {document['cost']}")
+        print(f"  {'; '.join(document['notes'])}\n  {document['verdict']['because']}")
+        for module, one in sorted(found.items(), key=_traffic)[:10]:
+            rates = [
+                one[kind]["rate"] if one[kind] else None for kind in ("calls", "casts", "infos")
+            ]
+            print(f"  {module} ({one['behaviour']}) {one['processes']}: {rates} a second")
+            for kind in ("queue", "service", "call"):
+                times = one[f"{kind}_seconds"] or {}
+                if any(value is not None and not 0 <= value <= seconds for value in times.values()):
+                    print(f"    impossible: {kind} {times}")
+
+
+def _traffic(item: tuple[str, dict[str, Any]]) -> float:
+    """Modules with most messages first."""
+    return -sum(
+        float(one["rate"]) for kind in ("calls", "casts", "infos") if (one := item[1][kind])
+    )
+
+
 def _planted(beam: beams_run.Beam, command: str, seconds: int) -> Truth:
     """What servers and callers measure themselves while the view runs."""
-    if command == "load":
-        answer = beam.ask(f"load {seconds * 1000}")
+    if command in _WHOLE:
+        answer = beam.ask(f"{command} {seconds * 1000}")
     else:
         beam.ask("reset")
         time.sleep(seconds - 0.2)
@@ -220,17 +268,21 @@ def _parsed(answer: str) -> Truth:
 
 
 def _print_counts(module: str, seen: dict[str, Any], own: dict[str, int]) -> None:
-    calls = sum(own[how] for how in ("answered", "timeout", "down", "noproc"))
+    calls = own["answered"] + own["timeout"] + own["down"]
     errors = "".join(
-        f", {kind} {seen[kind]['count']} +- {seen[kind]['error_ratio']:.1%} (planted {planted})"
+        f", {kind} {one['count']} +- {one['error_ratio']:.1%} (planted {planted})"
+        if (one := seen[kind])
+        else f", {kind} null"
         for kind, planted in (("calls", calls), ("casts", own["casts"]), ("infos", own["infos"]))
         if planted
     )
-    print(f"  {module}{errors}")
+    # A caller that finds nobody registered sends nothing; one whose server ends meanwhile does.
+    more = f", {own['noproc']} more found no server" if own["noproc"] else ""
+    print(f"  {module}{errors}{more}")
     if seen["failures"] and (own["timeout"] or own["down"]):
         print(
             f"    timeouts {seen['failures']['timeout']} (planted {own['timeout']}), down "
-            f"{seen['failures']['down']} (planted {own['down']}, not registered {own['noproc']}), "
+            f"{seen['failures']['down']} (planted {own['down']}), "
             f"abandoned {seen['abandoned']} (planted {own['abandoned']})"
         )
 
@@ -253,19 +305,20 @@ def _print_times(seen: dict[str, Any], own: dict[str, int]) -> None:
             print(f"    {kind}: {', '.join(texts)}")
 
 
+#: Ways of one VM that is not chosen.
+_ALONE = {"million": million, "churn": churn, "apps": apps}
+
+
 def main() -> None:
     """Measure each build."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("way", choices=("memory", *_WAYS, "swarm", "million", "churn"))
+    parser.add_argument("way", choices=("memory", *_WAYS, *_ALONE, "swarm"))
     parser.add_argument("--modules", type=int, nargs="+", default=[1, 4, 20])
     parser.add_argument("--seconds", type=int, default=None)
     parser.add_argument("--kinds", nargs="+", default=None)
     arguments = parser.parse_args()
-    if arguments.way == "million":
-        million(arguments.seconds or 10)
-        return
-    if arguments.way == "churn":
-        churn(arguments.seconds or 20)
+    if arguments.way in _ALONE:
+        _ALONE[arguments.way](arguments.seconds or 10)
         return
     default = (
         ["stock25", "trixie27", "sid29"] if arguments.way == "memory" else ["stock25", "trixie27"]

@@ -7,6 +7,8 @@
  * Counts: server_stats by module, server_edges by calling and called module
  * Emits:  nothing
  *
+ * In a light window requests are counted when they are sent, and nothing is followed.
+ *
  * What a message is shows its term: {'$gen_call', {Caller, Tag}, Request}, {'$gen_cast', Request},
  * {Tag, Reply}, {'DOWN', Reference, ...} (OTP 24 to 29 lib/stdlib/src/gen.erl). The callback module
  * of a server is in '$initial_call' of its dictionary, where proc_lib puts it.
@@ -35,25 +37,34 @@ int BPF_KPROBE(server_send, __u64 sender, __u64 receiver, __u64 locks, __u64 mes
 	struct server_process *server;
 	struct parsed parsed = {};
 	__u64 now = enter(SERVER_SEND), id, from;
-	bool served;
+	struct server_stats *stats;
+	bool served, light;
 	__u32 slot;
 
 	if (!now || !receiver)
 		return 0;
+	light = is_light();
 	parse(term, &parsed);
+	served = parsed.kind == MESSAGE_CALL || parsed.kind == MESSAGE_CAST;
+	if (light && !served)
+		return 0;
 	id = word(receiver);
 	if (parsed.kind == MESSAGE_REPLY && reply(id, &parsed.reference, now))
 		return 0; /* its caller waits for it: it is no message of its own */
-	served = parsed.kind == MESSAGE_CALL || parsed.kind == MESSAGE_CAST;
 	server = process_of(receiver, id, served);
 	if (!server || !server->is_server)
 		return 0;
 	slot = slot_of_request(server->slot, parsed.request);
 	from = sender ? word(sender) : 0;
 	if (parsed.kind == MESSAGE_CALL && parsed.caller) {
-		begin(sender, from, slot, &parsed, now);
+		begin(sender, from, slot, &parsed, light ? 0 : now);
 		return 0;
 	}
+	stats = stats_of(slot);
+	if (stats && parsed.kind == MESSAGE_CAST)
+		__sync_fetch_and_add(&stats->sent_casts, 1);
+	if (light)
+		return 0;
 	waiting.sent_ns = now;
 	waiting.receiver = id;
 	waiting.sender = from;
@@ -131,12 +142,16 @@ int BPF_KPROBE(server_take, __u64 process, __u64 fcalls, __u64 htop, __u64 stack
 	if (depth > server->depth + NESTED)
 		return 0; /* within a callback: part of the work on the message before */
 	end_work(server, now);
-	if (parsed.kind == MESSAGE_CAST)
+	if (parsed.kind == MESSAGE_CAST) {
 		__sync_fetch_and_add(&stats->casts, 1);
-	else if (parsed.kind == MESSAGE_CALL && !parsed.caller)
-		__sync_fetch_and_add(&stats->calls, 1); /* from another node */
-	else if (parsed.kind != MESSAGE_CALL && parsed.kind != MESSAGE_SYSTEM)
+		if (!is_pid(words[2]))
+			__sync_fetch_and_add(&stats->remote_casts, 1);
+	} else if (parsed.kind == MESSAGE_CALL && !parsed.caller) {
+		__sync_fetch_and_add(&stats->calls, 1);
+		__sync_fetch_and_add(&stats->remote_calls, 1);
+	} else if (parsed.kind != MESSAGE_CALL && parsed.kind != MESSAGE_SYSTEM) {
 		__sync_fetch_and_add(&stats->infos, 1);
+	}
 	server->since_ns = now;
 	server->work_slot = slot;
 	server->one_way = !seen && (parsed.kind != MESSAGE_CALL || !parsed.caller);

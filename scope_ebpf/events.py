@@ -698,7 +698,8 @@ SERVER_WINDOW = np.dtype([
     ("opened_ns", "<u8"),
     ("until_ns", "<u8"),
     ("left", "<i8"),
-    ("limited", "<u8"),
+    ("limited", "<u4"),
+    ("light", "<u4"),
 ])
 
 #: What distinguishes one call from another: two words of its reference.
@@ -772,6 +773,9 @@ SERVER_EDGE_TOTAL = np.dtype([
 SERVER_STATS = np.dtype([
     ("calls", "<u8"),
     ("casts", "<u8"),
+    ("sent_casts", "<u8"),
+    ("remote_calls", "<u8"),
+    ("remote_casts", "<u8"),
     ("infos", "<u8"),
     ("answered", "<u8"),
     ("timeouts", "<i8"),

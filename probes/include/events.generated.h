@@ -779,7 +779,8 @@ struct server_window {
 	__u64 opened_ns; /* from then on, ns */
 	__u64 until_ns; /* until then; set to the time when the hits are used up, ns */
 	__s64 left; /* hits left; each CPU takes SPENT_AT_ONCE at a time */
-	__u64 limited; /* 0: there is no limit of hits */
+	__u32 limited; /* 0: there is no limit of hits */
+	__u32 light; /* 1 in a light window, in which server.bpf.c sees sends alone */
 };
 
 /* What distinguishes one call from another: two words of its reference. */
@@ -853,6 +854,9 @@ struct server_edge_total {
 struct server_stats {
 	__u64 calls; /* calls that were sent, and those of other nodes that were taken */
 	__u64 casts; /* casts that a server took */
+	__u64 sent_casts; /* casts that processes of this node sent */
+	__u64 remote_calls; /* of the calls, those of other nodes */
+	__u64 remote_casts; /* of the casts, those that no process of this node sent */
 	__u64 infos; /* other messages that the loop of a server took */
 	__u64 answered; /* calls whose caller took the reply */
 	__s64 timeouts; /* calls whose caller gave up */

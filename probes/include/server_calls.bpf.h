@@ -104,7 +104,7 @@ static __noinline int pass_on(struct parsed *parsed, __u32 slot, __u64 now)
 	return 1;
 }
 
-/* A call is sent. */
+/* A call is sent; it is not followed where *now* is 0. */
 static __always_inline void begin(__u64 sender, __u64 sender_id, __u32 slot, struct parsed *parsed,
 				  __u64 now)
 {
@@ -122,6 +122,8 @@ static __always_inline void begin(__u64 sender, __u64 sender_id, __u32 slot, str
 	if (stats)
 		__sync_fetch_and_add(&stats->calls, 1);
 	block(&call, 1, 0);
+	if (!now)
+		return;
 	if (sender_id != parsed->caller) {
 		pass_on(parsed, slot, now);
 		return;

@@ -133,6 +133,15 @@ static __always_inline __u64 enter(enum server_count program)
 	return in_window(bpf_map_lookup_elem(&server_window, &first), hits);
 }
 
+/* Whether messages are counted when they are sent, and nothing else is seen. */
+static __always_inline bool is_light(void)
+{
+	__u32 first = 0;
+	struct server_window *window = bpf_map_lookup_elem(&server_window, &first);
+
+	return window && window->light;
+}
+
 static __always_inline bool read_words(__u64 *words, __u32 bytes, __u64 address)
 {
 	if (!bpf_probe_read_user(words, bytes, (const void *)address))

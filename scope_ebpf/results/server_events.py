@@ -7,6 +7,7 @@ Pure. Histograms have sixteen buckets to an octave, shape ``(SERVER_BUCKETS,)``.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -90,7 +91,8 @@ class Times:
 
     ``total`` is the sum of what ended, seconds; ``reach`` the longest that a window measures, None
     where everything was counted; ``shortest`` what hooks lengthen too much below it. ``doubt`` is
-    the error of how many there were, as a part of it. ``tail`` are the same durations as looks saw
+    the error of how many there were, as a part of it, ``bursts`` that of how many ended in windows:
+    what comes at once is not independent. ``tail`` are the same durations as looks saw
     them, which reach further.
     """
 
@@ -100,6 +102,7 @@ class Times:
     reach: float | None = None
     shortest: float = _SHORTEST
     doubt: float = 0.0
+    bursts: float = 0.0
     tail: Times | None = None
 
     def quantile(self, part: float) -> float | None:
@@ -117,7 +120,7 @@ class Times:
         found = self._at(part)
         if found is None or self.reach is None:
             return found
-        chance = part * (1 - part) / max(1, int(self.ended.sum()))
+        chance = part * (1 - part) / max(1.0, self._independent)
         error = _SURE * (chance + ((1 - part) * self.doubt) ** 2) ** 0.5
         low, high = self._at(max(0.0, part - error)), self._at(part + error)
         if low is None or high is None or not self.shortest <= found <= self.reach:
@@ -125,6 +128,11 @@ class Times:
         return (
             found if (1 - _PRECISION) * found <= low <= high <= (1 + _PRECISION) * found else None
         )
+
+    @property
+    def _independent(self) -> float:
+        """As how many durations of independent calls those that ended count."""
+        return min(float(self.ended.sum()), 1 / self.bursts**2 if self.bursts else math.inf)
 
     def plus(self, other: Times) -> Times:
         """Both together."""
@@ -135,6 +143,7 @@ class Times:
             self.total + other.total,
             sum(cut[1:], cut[0]) if cut else None,
             min(reaches, default=None),
+            bursts=max(self.bursts, other.bursts),
         )
 
     def unknown(self) -> Times:
@@ -184,7 +193,9 @@ class Times:
         parts, middle = -np.diff(left, prepend=1.0), (bounds()[:-1] + bounds()[1:]) / 2
         mean = float((middle * parts).sum())
         spread = float(((middle - mean) ** 2 * parts).sum()) ** 0.5
-        sure = mean >= self.shortest and _SURE * spread / count**0.5 <= _PRECISION * mean
+        sure = (
+            mean >= self.shortest and _SURE * spread / self._independent**0.5 <= _PRECISION * mean
+        )
         return mean if sure else None
 
     def as_json(self) -> ServerTimes | None:
@@ -205,14 +216,15 @@ class Messages:
     """
     Messages of the servers of one module, in *seconds*.
 
-    Counts are those of *seconds*, also where only a part of them was *observed*, seconds. *errors*
+    Counts are those of *seconds*, also where only a part of them was *observed*, seconds; of
+    *infos* None if they are not known. *errors*
     are the standard errors of calls, casts and infos as parts of them.
     """
 
     seconds: float
     calls: int
     casts: int
-    infos: int
+    infos: int | None
     queue: Times
     service: Times
     call: Times
@@ -240,14 +252,16 @@ class Messages:
             )
         ]
         errors = [
-            _error_of_both(*of)
-            for of in zip(self._counts, other._counts, self.errors, other.errors, strict=True)
+            error_of_both(count or 0, of_other or 0, *errors)
+            for count, of_other, *errors in zip(
+                self._counts, other._counts, self.errors, other.errors, strict=True
+            )
         ]
         return Messages(
             self.seconds,
             self.calls + other.calls,
             self.casts + other.casts,
-            self.infos + other.infos,
+            None if self.infos is None or other.infos is None else self.infos + other.infos,
             self.queue.plus(other.queue),
             self.service.plus(other.service),
             self.call.plus(other.call),
@@ -264,7 +278,7 @@ class Messages:
         return self.calls if self.followed is None else self.followed
 
     @property
-    def _counts(self) -> tuple[int, int, int]:
+    def _counts(self) -> tuple[int, int, int | None]:
         return self.calls, self.casts, self.infos
 
     @property
@@ -273,10 +287,11 @@ class Messages:
         return bool(self.calls or self.casts or self.infos)
 
     @property
-    def rates(self) -> tuple[float, float, float]:
+    def rates(self) -> tuple[float, float, float | None]:
         """Calls, casts and infos a second."""
         seconds = max(self.seconds, 1e-9)
-        return self.calls / seconds, self.casts / seconds, self.infos / seconds
+        infos = None if self.infos is None else self.infos / seconds
+        return self.calls / seconds, self.casts / seconds, infos
 
     @property
     def served(self) -> float | None:
@@ -285,7 +300,7 @@ class Messages:
             return self.service.total
         mean = self.service.mean()
         # Windows time no other messages than calls.
-        if mean is None or self.casts or self.infos:
+        if mean is None or self.casts or self.infos != 0:
             return None
         return mean * self.calls
 
@@ -383,13 +398,15 @@ class ServerEvents:
         return found
 
 
-def _error_of_both(count: int, other: int, error: float, of_other: float) -> float:
+def error_of_both(count: int, other: int, error: float, of_other: float) -> float:
     """The error of a sum as a part of it, at most: those of both counts, by their sizes."""
     total = count + other
     return (count * error + other * of_other) / total if total else max(error, of_other)
 
 
-def _rate(count: int, rate: float, error: float) -> MessageRate:
+def _rate(count: int | None, rate: float | None, error: float) -> MessageRate | None:
+    if count is None or rate is None:
+        return None
     return {"count": count, "rate": round(rate, 3), "error_ratio": round(error, 4)}
 
 

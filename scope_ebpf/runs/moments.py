@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 #: Seconds of a window: of the first, which finds out how many hits there are; of the others.
 _FIRST, _SHORTEST, _LONGEST = 0.005, 0.05, 0.5
 #: Windows that a run should have, in so many seconds where it has no end: the fewer, the longer.
+#: Of light windows twice as many, since they follow nothing to its end.
 _WINDOWS, _SPAN = 6, 10.0
 #: Seconds between two looks at whether a window has used up its hits.
 _STEP = 0.01
@@ -44,15 +45,22 @@ _FEWEST = 3
 #: By how much a standard error from so many windows, from three on, is too small: Student's t,
 #: 95 %, as a part of that of many. Two may agree by chance.
 _FEW = (2.20, 1.62, 1.42, 1.31, 1.25, 1.21, 1.18, 1.15)
-#: The part of the budget that is planned with.
-_PLANNED = 0.75
+#: The part of the budget that is planned with, and that which bursts within windows may take.
+_PLANNED, _BURSTS = 0.75, 0.9
+#: The part that light windows take where others are worth their cost; by what the hits of the
+#: others are multiplied at most, of which none was yet.
+_LIGHT, _HEAVIER = 0.4, 4.0
+
+
+#: Where something is counted.
+Place = int | tuple[int | slice, ...]
 
 
 class Watch(Protocol):
     """What is attached for a window."""
 
-    def attach(self) -> None:
-        """Attach every hook."""
+    def attach(self, *, light: bool = False) -> None:
+        """Attach every hook, or those of a light window."""
 
     def release(self) -> None:
         """Take them out, without waiting."""
@@ -71,12 +79,14 @@ class Window(NamedTuple):
     """
     One window: its seconds, and what was counted in it, of any shape.
 
-    ``reductions`` are those of the VM in it, None where they could not be read.
+    ``reductions`` are those of the VM in it, None where they could not be read; ``light`` is
+    whether some of the hooks were attached alone.
     """
 
     seconds: float
     reductions: float | None
     counts: NDArray[np.int64]
+    light: bool = False
 
 
 class Scale(NamedTuple):
@@ -97,27 +107,39 @@ class _Hits:
     Hits of the hooks, also before and after windows: counting begins after attaching.
 
     Attributes:
-        rate: hits a second while hooks were attached the last time.
+        rate: hits a second in the last window.
         busiest: the most of that.
-        around: seconds for which they were attached then before and after the window.
+        all: how many there were.
     """
 
     def __init__(self) -> None:
-        self.rate = self.busiest = self.around = 0.0
-        self._all, self._attached = 0, 0.0
+        self.rate = self.busiest = 0.0
+        self.all = self._inside = self._windows = 0
+        self._seconds = 0.0
 
-    def add(self, hits: int, attached: float, window: float) -> None:
-        """Note the *hits* while hooks were *attached*, seconds, and the length of the *window*."""
-        attached = max(attached, 1e-3)
-        self.rate = hits / attached
+    def add(self, hits: int, seconds: float) -> None:
+        """Note the *hits* of one window, which took so many *seconds*."""
+        seconds = max(seconds, 1e-3)
+        self.rate = hits / seconds
         self.busiest = max(self.busiest, self.rate)
-        self.around = max(0.0, attached - window)
-        self._all += hits
-        self._attached += attached
+        self._inside += hits
+        self._seconds += seconds
+        self._windows += 1
+        self.all += hits
 
+    def add_around(self, hits: int) -> None:
+        """Note *hits* before or after a window."""
+        self.all += hits
+
+    @property
+    def around(self) -> float:
+        """Hits before and after a window, on average."""
+        return (self.all - self._inside) / max(self._windows, 1)
+
+    @property
     def mean(self) -> float:
-        """Hits a second of all times at which hooks were attached."""
-        return self._all / max(self._attached, 1e-9)
+        """Hits a second of all windows."""
+        return self._inside / max(self._seconds, 1e-9)
 
 
 class Moments:
@@ -126,7 +148,7 @@ class Moments:
 
     *budget* is a part of the CPU of *target*, *duration* seconds, None for no end. *hits* returns
     the hits of all hooks until now, *counts* what was counted in all windows until now; it is
-    called after each with its bounds, ns.
+    called after each with its bounds, ns. With *light* there are light windows too.
     """
 
     def __init__(
@@ -136,13 +158,18 @@ class Moments:
         plan: tuple[float, float | None],
         hits: Callable[[], int],
         counts: Callable[[int, int], NDArray[np.int64]],
+        *,
+        light: bool = False,
     ) -> None:
         budget, duration = plan
         self._budget, self._span = _PLANNED * budget, duration or _SPAN
         self._watch, self._hits, self._counts = watch, hits, counts
         self._counters = ReferenceCounters(target)
         self._random = random.Random()  # noqa: S311 - when to look is no secret
-        self._passed = _Hits()
+        #: Hits of windows, by whether they are light: those that there may be.
+        self._passed = {kind: _Hits() for kind in (False, True)[: 1 + light]}
+        #: Whether the last window was light.
+        self.light = False
         #: Reductions and times, ns, of the beginning and the end.
         self._before: int | None = None
         self._after: int | None = None
@@ -181,45 +208,81 @@ class Moments:
         if not self.is_due(now):
             return False
         left = self._budget * used - spent
-        seconds = self._length(used, hit)
-        if left <= 0 or left <= self._passed.rate * hit * (seconds + self._passed.around) * _SPARE:
+        light = self._is_light(used, hit)
+        rate, around = self._expected(light=light)
+        seconds = self._length(used, hit, light=light)
+        if left <= 0 or left <= (rate * seconds + around) * hit * _SPARE:
             self._next = now + self._random.uniform(0.0, 2 * _STEP)
             return False
-        # Those before and after the window are not limited.
-        self._observe(seconds, max(1, int(left / hit - self._passed.rate * self._passed.around)))
+        # What is not planned with is for bursts: a window that they cut short shows too many. Those
+        # before and after it are not limited.
+        left += (_BURSTS / _PLANNED - 1) * self._budget * used
+        self._observe(seconds, max(1, int(left / hit - around)), light=light)
         pause = self._span / (2 * _WINDOWS)
         self._next = time.monotonic() + self._random.uniform(0.0, pause)
         return True
 
-    def _length(self, used: float, hit: float) -> float:
+    def _is_light(self, used: float, hit: float) -> bool:
+        """
+        Whether the next window is light.
+
+        The first one is. All are where the hooks of others slow the VM down: times that it would
+        not have without them are nobody's.
+        """
+        if True not in self._passed:
+            return False
+        if not self.windows or self._slows(used, (time.monotonic_ns() - self._began) / 1e9, hit):
+            return True
+        light, whole = self._passed[True].all, self._passed[False].all
+        return light * (1 - _LIGHT) < whole * _LIGHT
+
+    def _expected(self, *, light: bool) -> tuple[float, float]:
+        """Hits a second in the next window, and those around it."""
+        passed = self._passed[light]
+        brief = self._passed.get(True)
+        if light or passed.all or brief is None:
+            return passed.rate, passed.around
+        return _HEAVIER * brief.rate, _HEAVIER * brief.around
+
+    def _length(self, used: float, hit: float, *, light: bool) -> float:
         """Seconds of the next window."""
-        if not self.windows:
+        if all(window.light != light for window in self.windows):
             return _FIRST
         elapsed = max((time.monotonic_ns() - self._began) / 1e9, 1e-3)
         affordable = self._budget * used / elapsed * self._span
-        whole = affordable / max(self._passed.rate * hit, 1e-9)
-        return min(max(whole / _WINDOWS, _SHORTEST), _LONGEST)
+        rate, around = self._expected(light=light)
+        windows = _WINDOWS * (2 if light else 1)
+        seconds = (affordable / hit / windows - around) / max(rate, 1e-9)
+        shortest = _SHORTEST / _FEWEST if light else _SHORTEST
+        return min(max(seconds, shortest), _LONGEST)
 
-    def _observe(self, seconds: float, hits: int) -> None:
+    def _observe(self, seconds: float, hits: int, *, light: bool) -> None:
         """Attach the hooks, count for *seconds* or *hits*, and take the hooks out."""
-        before, first = self._hits(), time.monotonic()
-        self._watch.attach()
+        before, passed = self._hits(), self._passed[light]
+        # There were more until the hooks of the last window were out.
+        known = sum(kind.all for kind in self._passed.values())
+        self._passed[self.light].add_around(before - known)
+        self._watch.attach(light=light)
         # To attach takes long, and the VM works meanwhile.
         reductions, at = self._reductions(), time.monotonic()
+        first = self._hits()
+        passed.add_around(first - before)
         opened = self._watch.open_window(seconds, hits)
         end = opened + int(seconds * 1e9)
         while (left := end - time.monotonic_ns()) > 0 and not self._watch.is_over():
             time.sleep(min(left / 1e9, _STEP))
         closed = self._watch.close_window()
-        now, elapsed = self._reductions(), time.monotonic() - at
         self._watch.release()
+        now, elapsed = self._reductions(), time.monotonic() - at
+        self.light = light
+        passed.add(self._hits() - first, elapsed)
         inside = None
         if reductions is not None and now is not None:
             self._after = now
             inside = (now - reductions) * (closed - opened) / 1e9 / max(elapsed, 1e-6)
-        self._passed.add(self._hits() - before, time.monotonic() - first, (closed - opened) / 1e9)
+        seen = max(1, closed - opened) / 1e9
         total = self._counts(opened, closed)
-        self.windows.append(Window(max(1, closed - opened) / 1e9, inside, total - self._total))
+        self.windows.append(Window(seen, inside, total - self._total, light))
         self._total = total
 
     @property
@@ -233,14 +296,19 @@ class Moments:
         return sum(window.seconds for window in self.windows)
 
     @property
+    def whole(self) -> list[Window]:
+        """The windows that are not light."""
+        return [window for window in self.windows if not window.light]
+
+    @property
     def longest(self) -> float:
-        """Seconds of the longest window."""
-        return max(window.seconds for window in self.windows)
+        """Seconds of the longest window that is not light; 0 if there was none."""
+        return max((window.seconds for window in self.whole), default=0.0)
 
     @property
     def enough(self) -> bool:
         """Whether there was enough of windows for any figure; else :attr:`why` says why not."""
-        return len(self.windows) >= _FEWEST and self.observed >= _SHORTEST
+        return are_enough(self.windows)
 
     @property
     def why(self) -> str:
@@ -254,32 +322,57 @@ class Moments:
     @property
     def rate(self) -> float:
         """Hits a second while hooks were attached, of all that they see."""
-        return self._passed.mean()
+        return self._passed[False].mean
 
     def slows(self, used: float, hit: float) -> bool:
         """Whether hits of *hit* seconds slow the whole VM down, which *used* so many seconds."""
-        return self._passed.busiest * hit >= _SLOWS * max(1.0, used / self.seconds)
+        return self._slows(used, self.seconds, hit)
 
-    def scale(self, *, changed: bool) -> Scale:
-        """How counts are scaled up, if hooks have *changed* how fast the VM works or not."""
-        by_time = self.seconds / self.observed
+    def _slows(self, used: float, seconds: float, hit: float) -> bool:
+        """The same, in so many *seconds*; what light windows passed says it of others."""
+        brief = self._passed.get(True)
+        busiest = max(self._passed[False].busiest, _HEAVIER * brief.busiest if brief else 0.0)
+        return busiest * hit >= _SLOWS * max(1.0, used / seconds)
+
+    def scale(self, *, changed: bool, windows: list[Window] | None = None) -> Scale:
+        """
+        How counts are scaled up, if hooks have *changed* how fast the VM works or not.
+
+        Those of all windows, or of some *windows*, of which there is one at least.
+        """
+        windows = self.windows if windows is None else windows
+        by_time = self.seconds / sum(window.seconds for window in windows)
         if not changed:
             return Scale(by_time, 0.0, by_work=False)
-        inside = [window.reductions for window in self.windows if window.reductions]
-        if len(inside) < len(self.windows) or self._before is None or self._after is None:
+        inside = [window.reductions for window in windows if window.reductions]
+        if len(inside) < len(windows) or self._before is None or self._after is None:
             return Scale(by_time, 1.0, by_work=True)
         by_work = (self._after - self._before) / sum(inside)
         doubt = abs(by_work - by_time) / (2 * max(by_work, by_time))
         return Scale(by_work, doubt, by_work=True)
 
-    def error(self, scale: Scale, place: int | tuple[int, ...]) -> float:
-        """The standard error of what was counted at *place* of the counts, as a part of it."""
+    def error(self, scale: Scale, place: Place, windows: list[Window] | None = None) -> float:
+        """
+        The standard error of what was counted at *place* of the counts, as a part of it.
+
+        That of all windows, or of some *windows*. At several places it is that of all together.
+        """
+        windows = self.windows if windows is None else windows
         sizes = [
-            (window.reductions if scale.by_work else None) or window.seconds
-            for window in self.windows
+            (window.reductions if scale.by_work else None) or window.seconds for window in windows
         ]
-        found = error_of(sizes, [int(window.counts[place]) for window in self.windows])
+        found = error_of(sizes, [int(window.counts[place].sum()) for window in windows])
         return max(found, scale.doubt)
+
+
+def are_few(windows: list[Window]) -> bool:
+    """Whether windows are so few that those of one count may agree by chance."""
+    return len(windows) < _FEWEST + len(_FEW)
+
+
+def are_enough(windows: list[Window]) -> bool:
+    """Whether *windows* are enough for any figure."""
+    return len(windows) >= _FEWEST and sum(one.seconds for one in windows) >= _SHORTEST
 
 
 def error_of(sizes: list[float], counts: list[int]) -> float:

@@ -4,19 +4,27 @@ Messages of servers within a budget: hooks are attached for moments, the rest is
 
 What begins within a window is followed to the window's end. What is still under way then was cut
 off at its age: from both, Kaplan and Meier's estimate says how durations are distributed, as far
-as windows reach.
+as windows reach. Light windows see sends alone, a hit of a call instead of four: they count calls
+and casts of this node, and who calls whom.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scope_ebpf import events
 from scope_ebpf.kernel.cost import GUESS
-from scope_ebpf.results.server_events import Messages, ServerEvents, Times, buckets_of
-from scope_ebpf.runs.moments import Moments
+from scope_ebpf.results.server_events import (
+    Messages,
+    ServerEvents,
+    Times,
+    buckets_of,
+    error_of_both,
+)
+from scope_ebpf.runs.moments import Moments, are_enough, are_few
 from scope_ebpf.runs.server_events import PROGRAM, Counting
 
 if TYPE_CHECKING:
@@ -24,12 +32,15 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.processes.view import Viewer
     from scope_ebpf.runs.loop import Stop
-    from scope_ebpf.runs.moments import Scale
+    from scope_ebpf.runs.moments import Scale, Window
 
 #: Hits for a message, and the part of a server's time from which on they change what it does: its
 #: callers wait longer and call less often.
 _HITS, _CHANGES = 3, 0.05
-_KINDS = ("calls", "casts", "infos")
+#: The scheduling priority of the process that takes hooks out, as in setpriority(2).
+_PRIORITY = -10
+#: What is counted in windows of a slot: in all of them, and in those alone that are not light.
+_COUNTS = ("calls", "sent_casts", "remote_calls", "remote_casts", "infos")
 _DURATIONS = ("queue", "service", "call")
 
 
@@ -55,11 +66,20 @@ class Windows(Counting):
     ) -> None:
         super().__init__(viewer, None, stop, by_tag=by_tag)
         plan = budget, duration
-        self._moments = Moments(viewer.target, self._watch, plan, self._hits, self._counts)
+        self._moments = Moments(
+            viewer.target, self._watch, plan, self._hits, self._counts, light=True
+        )
+        #: Errors of counts, on average over modules, by how they are scaled up.
+        self._average: dict[tuple[Scale, int, int], float] = {}
         #: What was cut off, by kind of duration and slot.
         self._cut = np.zeros(
             (len(_DURATIONS), events.SERVER_SLOTS, events.SERVER_BUCKETS), np.int64
         )
+
+    def _open(self) -> None:
+        super()._open()
+        with suppress(OSError):  # then it has to wait for a CPU while hooks count no longer
+            self._watch.attacher.set_priority(_PRIORITY)
 
     def begin(self) -> None:
         """Begin; the first window comes later."""
@@ -79,7 +99,13 @@ class Windows(Counting):
         return (1 + PROGRAM) * (self._measurement.cost() or GUESS).entry
 
     def _counts(self, _opened: int, closed: int) -> NDArray[np.int64]:
-        """Messages by slot and kind in all windows, ``(slots, 3)``; what is open is cut off."""
+        """Messages by slot and kind in all windows, ``(slots, 5)``; what is open is cut off."""
+        if not self._moments.light:
+            self._follow(closed)
+        return _counted(self._watch.stats())
+
+    def _follow(self, closed: int) -> None:
+        """Cut off what was open when a window was *closed*."""
         waiting = self._leftovers.waiting()
         calls = self._watch.open_calls()
         self._cut_off("call", calls["slot"], calls["sent_ns"], closed)
@@ -93,8 +119,6 @@ class Windows(Counting):
             self._cut_off(kind, these["server_slot"], these[began], closed)
         self._cut_off("queue", waiting["slot"], waiting["sent_ns"], closed)
         self._watch.forget_open()
-        stats = self._watch.stats()
-        return np.stack([stats[name].astype(np.int64) for name in _KINDS], axis=1)
 
     def _cut_in_queue(self, slot: int) -> int:
         return int(self._cut[_DURATIONS.index("queue"), slot].sum())
@@ -120,63 +144,118 @@ class Windows(Counting):
         if not self._moments.enough:
             found.notes.append(self._moments.why)
             return found
-        found.notes.append(
-            f"messages were seen in {len(self._moments.windows)} windows of "
-            f"{self._moments.observed:.3g} s together: rates are estimates"
-        )
+        found.notes += self._notes()
         stats = self._watch.stats()
-        scales = self._scales(stats)
-        for slot, scale in enumerate(scales):
-            if slot not in self._callers:
-                self._add(found, slot, self._estimate(stats[slot], slot, scale))
+        counts = _counted(stats)
+        changed = self._changed(counts)
+        for slot, one in enumerate(stats):
+            if slot not in self._callers and counts[slot].any():
+                self._add(found, slot, self._estimate(one, slot, counts[slot], changed[slot]))
         for edge in self._watch.edges():
             total = self._edge(found, edge.caller, edge.callee)
-            total.calls += edge.calls * scales[edge.callee].factor
+            scale = self._moments.scale(changed=changed[edge.callee])
+            total.calls += edge.calls * scale.factor
         return found
 
-    def _scales(self, stats: NDArray[np.void]) -> list[Scale]:
-        """How the messages of each slot are scaled up: as all of its module."""
+    def _notes(self) -> list[str]:
+        """What was seen how long."""
+        windows, whole = self._moments.windows, self._moments.whole
+        seen = (
+            f"messages were seen in {len(windows)} windows of {self._moments.observed:.3g} s "
+            "together: rates are estimates"
+        )
+        if are_enough(whole):
+            return [seen]
+        alone = (
+            "the budget paid for calls and casts of this node alone: other messages and times are "
+            "not known"
+        )
+        return [seen, alone]
+
+    def _changed(self, counts: NDArray[np.int64]) -> list[bool]:
+        """By slot, whether hooks change what its module does."""
         messages: dict[str, int] = {}
-        for slot, one in enumerate(stats):
+        for slot, one in enumerate(counts):
             name = self.name_of(slot)
-            messages[name] = messages.get(name, 0) + sum(int(one[kind]) for kind in _KINDS)
-        return [self._scale(messages[self.name_of(slot)]) for slot in range(len(stats))]
-
-    def _scale(self, messages: int) -> Scale:
-        """How the *messages* of one module in windows are scaled up."""
+            messages[name] = messages.get(name, 0) + int(one.sum())
         hit = self._hit()
-        changed = messages / self._moments.observed * _HITS * hit >= _CHANGES
-        return self._moments.scale(changed=changed or self._moments.slows(self._cpu.seconds, hit))
+        slows = self._moments.slows(self._cpu.seconds, hit)
+        most = _CHANGES * self._moments.observed / (_HITS * hit)
+        return [slows or messages[self.name_of(slot)] >= most for slot in range(len(counts))]
 
-    def _estimate(self, stats: np.void, slot: int, scale: Scale) -> Messages:
+    def _estimate(
+        self, stats: np.void, slot: int, counts: NDArray[np.int64], changed: bool
+    ) -> Messages:
         """What was counted in all windows of one module, scaled up."""
-        reach = self._moments.longest
+        reach, whole = self._moments.longest, self._moments.whole
+        # Of all kinds: each of them has some of the durations.
+        scale = self._moments.scale(changed=False)
+        bursts = self._moments.error(scale, (slot, slice(None)), whole)
         times = [
             Times(
                 stats[name].astype(np.int64),
                 int(stats[f"{name}_ns"]) / 1e9,
                 self._cut[number, slot],
                 reach,
+                bursts=bursts,
             )
             for number, name in enumerate(_DURATIONS)
         ]
-        queue, service, call = [one.unknown() for one in times] if scale.by_work else times
+        queue, service, call = [one.unknown() for one in times] if changed else times
         if self._are_moved(slot, stats):
             queue = queue.unknown()
-        calls, casts, infos = (round(int(stats[name]) * scale.factor) for name in _KINDS)
-        followed = int(times[2].ended.sum() + self._cut[2, slot].sum())
-        errors = [self._moments.error(scale, (slot, number)) for number in range(len(_KINDS))]
+        scale = self._moments.scale(changed=changed)
+        numbers = [round(int(count) * scale.factor) for count in counts]
+        errors = [self._error(scale, slot, number) for number in range(len(_COUNTS))]
+        if whole:
+            of = self._moments.scale(changed=changed, windows=whole)
+            for number in range(_COUNTS.index("remote_calls"), len(_COUNTS)):
+                numbers[number] = round(int(counts[number]) * of.factor)
+                errors[number] = self._error(of, slot, number, whole)
+        calls, casts, remote_calls, remote_casts, infos = numbers
         return Messages(
             self._moments.seconds,
-            calls,
-            casts,
-            infos,
+            calls + remote_calls,
+            casts + remote_casts,
+            infos if are_enough(whole) else None,
             queue,
             service,
             call,
             None,
             None,
             None,
-            (errors[0], errors[1], errors[2]),
-            min(calls, round(followed * scale.factor)),
+            (
+                error_of_both(calls, remote_calls, errors[0], errors[2]),
+                error_of_both(casts, remote_casts, errors[1], errors[3]),
+                errors[4],
+            ),
+            calls,
         )
+
+    def _error(
+        self, scale: Scale, slot: int, number: int, windows: list[Window] | None = None
+    ) -> float:
+        """
+        The error of one count of _COUNTS of a module.
+
+        Of few windows it is what it is on average at least: what one module has done may agree by
+        chance.
+        """
+        windows = self._moments.windows if windows is None else windows
+        found = self._moments.error(scale, (slot, number), windows)
+        if not are_few(windows):
+            return found
+        key = scale, number, len(windows)
+        if key not in self._average:
+            counts = np.sum([window.counts[:, number] for window in windows], axis=0)
+            slots = np.flatnonzero(counts)
+            errors = [self._moments.error(scale, (int(one), number), windows) for one in slots]
+            self._average[key] = float(counts[slots] @ errors / max(1, counts.sum()))
+        return max(found, self._average[key])
+
+
+def _counted(stats: NDArray[np.void]) -> NDArray[np.int64]:
+    """The counts of _COUNTS by slot, of which the first two are those of this node."""
+    found = np.stack([stats[name].astype(np.int64) for name in _COUNTS], axis=1)
+    found[:, 0] -= found[:, 2]
+    return found

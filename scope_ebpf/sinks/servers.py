@@ -94,7 +94,7 @@ def lines(found: GenServers, sort: str, limit: int, by: str = "module") -> list[
 def _traffic(one: Module) -> tuple[float, float]:
     """What comes first where the figure that was asked for is the same."""
     seen = one.messages
-    return (seen.calls + seen.casts + seen.infos if seen else 0), one.utilization
+    return (seen.calls + seen.casts + (seen.infos or 0) if seen else 0), one.utilization
 
 
 def _hooks(found: GenServers) -> str:
@@ -145,7 +145,8 @@ def _message_cells(seen: Messages | None) -> tuple[list[str], list[str]]:
         return [""] * 7, [""] * 2
     times = [_time(of, part) for of in (seen.queue, seen.service) for part in (0.5, 0.99)]
     failed = ["-" if n is None else f"{n}" for n in (seen.failures, seen.abandoned)]
-    return [*(f"{rate:.1f}" for rate in seen.rates), *times], failed
+    rates = ["-" if rate is None else f"{rate:.1f}" for rate in seen.rates]
+    return [*rates, *times], failed
 
 
 def cells_of(one: Module, shown: Sequence[int]) -> list[str]:

@@ -257,6 +257,19 @@ def test_windows_keep_the_budget_and_say_how_far_rates_may_be_off(beam):
                 assert (1 - PRECISION) * sleeps * MILLISECOND <= found * 1e6 <= most
 
 
+@pytest.mark.parametrize("beam", ["stock25"], indirect=True)
+def test_looks_time_calls_that_outlast_every_window(beam):
+    """
+    One call in ten takes 1.2 s to 2.4 s, windows half a second at most: p99 is right to 15 %.
+    """
+    document, truth = watched(beam, f"long {LOAD * 1000}", "--budget", "20%")
+    seen, own = by_module(document)["gs_long"]["call_seconds"], truth["gs_long"]
+    assert 0 < seen["reach"] <= 0.5
+    # Looks know what takes four times as long as the time between two of them.
+    if document["duration_seconds"] < 0.2 * document["looks"]:
+        assert own["call_p99"] == pytest.approx(seen["p99"] * 1e6, rel=PRECISION)
+
+
 def test_more_modules_than_slots_are_counted_together(beam):
     """
     Each of 300 modules gets one call; none is lost, and those without a slot are (other modules).

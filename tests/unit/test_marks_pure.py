@@ -33,7 +33,7 @@ from scope_ebpf.runs import (
 from scope_ebpf.runs.loop import Stop
 from scope_ebpf.runs.mark_places import Places
 from scope_ebpf.runs.mark_stream import MarkStream
-from scope_ebpf.runs.moments import Moments
+from scope_ebpf.runs.moments import Moments, are_enough, are_few
 from scope_ebpf.sinks.marks import lines
 
 
@@ -86,6 +86,7 @@ class Hooks:
     def __init__(self, monkeypatch):
         self.now, self.since, self.until, self.hits, self.counted = 0.0, None, 0.0, 0, 0
         self.reductions = 0
+        self.heavier, self.factor, self.lights = 1, 1, []
         self.limits = []
         monkeypatch.setattr(moments.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(moments.time, "monotonic_ns", lambda: int(self.now * 1e9))
@@ -99,7 +100,9 @@ class Hooks:
     def counters(self):
         return {"reductions": self.reductions + int(self.now * 1_000_000)}
 
-    def attach(self):
+    def attach(self, *, light=False):
+        self.lights.append(light)
+        self.factor = 1 if light else self.heavier
         self.now += 0.001
         self.hits += 1
         self.reductions += 100_000
@@ -119,16 +122,19 @@ class Hooks:
     def close_window(self):
         end = min(self.now, self.until)
         found = round(1000 * (end - self.since))
-        self.hits += found
+        self.hits += found * self.factor
         self.counted += found
         return int(end * 1e9)
 
-    def run(self, hit, seconds=10.0):
+    def run(self, hit, seconds=10.0, *, light=False):
         """
         Windows of a VM that uses one CPU, of which hits of *hit* seconds may take one percent.
+
+        With *light* there are light windows: in others a call is four hits.
         """
+        self.heavier = 4 if light else 1
         counts = lambda _opened, _closed: np.array([self.counted])  # noqa: E731
-        run = Moments(None, self, (0.01, seconds), lambda: self.hits, counts)
+        run = Moments(None, self, (0.01, seconds), lambda: self.hits, counts, light=light)
         run.begin()
         while self.now < seconds:
             self.now += 0.05
@@ -178,6 +184,35 @@ def test_less_than_three_windows_tell_nothing(monkeypatch):
     assert 0 < len(run.windows) < 3
     assert not run.enough
     assert "less than 3 windows of 50 ms" in run.why
+
+
+def test_where_whole_windows_are_too_dear_light_ones_give_rates(monkeypatch):
+    """
+    A call takes 0.8 ms of four hits in one CPU: all windows are light, and rates are known.
+    """
+    hooks = Hooks(monkeypatch)
+    run = hooks.run(0.0002, light=True)
+    assert run.enough
+    assert hooks.lights == [True] * len(hooks.lights)
+    assert 0 < hooks.hits * 0.0002 <= 0.01 * 10
+    assert run.longest == 0.0
+    assert hooks.counted * run.scale(changed=False).factor == pytest.approx(10_000, rel=0.05)
+    assert 0 < run.error(run.scale(changed=False), 0) < 0.5
+
+
+def test_light_windows_take_a_part_of_the_budget_only(monkeypatch):
+    """
+    Where a call takes 4 us there are windows of both kinds, and more of them than without.
+    """
+    hooks = Hooks(monkeypatch)
+    run = hooks.run(0.000001, light=True)
+    assert hooks.lights[0]
+    assert not all(hooks.lights)
+    assert 3 <= len(run.whole) < len(run.windows)
+    whole = run.scale(changed=False, windows=run.whole)
+    assert whole.factor > run.scale(changed=False).factor
+    assert are_enough(run.whole)
+    assert are_few(run.whole[:3])
 
 
 def attribute(version: int = VERSION, profile: bytes = b"callbacks", functions: int = 12) -> bytes:

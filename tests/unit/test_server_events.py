@@ -126,6 +126,32 @@ def test_a_few_durations_of_a_window_tell_nothing():
     assert times([0.005] * 100, [], 0.5).unknown().quantile(0.5) is None
 
 
+def test_durations_that_came_in_bursts_are_not_independent():
+    """
+    Where windows saw 50 % more or less calls, 900 of two kinds are as good as four.
+    """
+    found = times([0.002] * 450 + [0.004] * 450, [], 0.5)
+    assert found.quantile(0.7) == pytest.approx(0.004, rel=0.0625)
+    assert replace(found, bursts=0.5).quantile(0.7) is None
+    assert replace(found, bursts=0.05).quantile(0.9) is not None
+    assert replace(found, bursts=0.5).mean() is None
+    assert 0.5 == found.plus(replace(found, bursts=0.5)).bursts
+
+
+def test_what_light_windows_do_not_see_is_null():
+    """
+    Other messages than calls and casts, in JSON, in text, and in the sum with another module's.
+    """
+    unseen = replace(messages(), infos=None)
+    assert unseen.as_json()["infos"] is None
+    assert unseen.plus(messages()).infos is None
+    assert (unseen.rates[2], unseen.served is None) == (None, False)
+    found = view()
+    found.add_events(ServerEvents({"shop": unseen}, cost=Cost(5, 100, 0.1, 0.01)))
+    assert documents.load(json.dumps(found.as_json()))["modules"][0]["infos"] is None
+    assert ["0.9", "0.3", "-"] == lines(found, "calls", 9)[2].split()[2:5]
+
+
 def test_the_error_of_a_rate_grows_with_its_scatter():
     """
     It is that of a count at least, and whole where one window saw it all.

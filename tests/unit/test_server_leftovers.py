@@ -34,7 +34,8 @@ class Watch:
     def __init__(self, taken: dict[int, int]) -> None:
         self.made = np.zeros(events.SERVER_SLOTS, events.SERVER_STATS)
         for slot, number in taken.items():
-            self.made["casts"][slot] = self.made["queue"][slot, bucket_of(1e-3)] = number
+            self.made["casts"][slot] = self.made["sent_casts"][slot] = number
+            self.made["queue"][slot, bucket_of(1e-3)] = number
         self.entries = np.zeros(0, events.SERVER_MESSAGE)
 
     def wait(self, *rows: tuple[int, int, int]) -> None:
@@ -81,7 +82,7 @@ class Watch:
     def is_over(self) -> bool:
         return True
 
-    def attach(self) -> None:
+    def attach(self, *, light: bool = False) -> None:
         pass
 
     detach = release = attach
@@ -125,10 +126,12 @@ def test_a_window_cuts_off_what_waits_and_not_what_was_moved(monkeypatch):
     watch = Watch({SHOP: 30, CART: 60})
     planted = Planted(monkeypatch, watch)
     windows = begun(Windows(planted.viewer, Stop(), 0.01, None))
-    for _ in range(3):
+    for window in (1, 2, 3):
+        for slot, number in ((SHOP, 10), (CART, 20)):
+            watch.made["casts"][slot] = watch.made["sent_casts"][slot] = number * window
         watch.wait((5, SHOP, 1), (5, SHOP, 2), (5, SHOP, 3), (7, CART, 1), (9, CART, 1))
         planted.mailboxes = {5: 1, 7: 1}
-        windows._moments._observe(1.0, 9)
+        windows._moments._observe(1.0, 9, light=False)
     cut = windows._cut[0].sum(axis=1)
     assert {SHOP: 3, CART: 3} == {slot: cut[slot] for slot in np.flatnonzero(cut).tolist()}
     windows._moments._ended = 10 * SECOND
@@ -137,6 +140,32 @@ def test_a_window_cuts_off_what_waits_and_not_what_was_moved(monkeypatch):
     assert found.modules["shop"].queue.quantile(0.5) is None
     assert found.modules["cart"].queue.quantile(0.5) is not None
     assert any("no queue times of 1 module:" in note for note in found.notes)
+
+
+def test_light_windows_count_what_this_node_sends(monkeypatch):
+    """
+    Of 30 calls ten came from another node: those are scaled by the windows that saw them alone.
+    """
+    watch = Watch({SHOP: 0})
+    windows = begun(Windows(Planted(monkeypatch, watch).viewer, Stop(), 0.01, None))
+    for light in (True, True, False):
+        watch.made["calls"][SHOP] += 10 if light else 20
+        watch.made["remote_calls"][SHOP] += 0 if light else 10
+        watch.made["infos"][SHOP] += 0 if light else 5
+        windows._moments._observe(1.0, 9, light=light)
+    windows._moments._ended = 30 * SECOND
+    windows._cpu = SimpleNamespace(seconds=1e6)
+    found = windows.result()
+    shop = found.modules["shop"]
+    # 30 in 3 s, and 10 in 1 s, of 30 s.
+    assert (300 + 300, 300) == (shop.calls, shop.own_calls)
+    assert shop.infos is None
+    assert any("calls and casts of this node alone" in note for note in found.notes)
+    for _ in range(2):
+        watch.made["infos"][SHOP] += 5
+        windows._moments._observe(1.0, 9, light=False)
+    windows._moments._ended = 30 * SECOND
+    assert 15 * 10 == windows.result().modules["shop"].infos
 
 
 def test_mailboxes_that_cannot_be_read_leave_no_queue_time(monkeypatch):
@@ -148,7 +177,7 @@ def test_mailboxes_that_cannot_be_read_leave_no_queue_time(monkeypatch):
     windows = begun(Windows(planted.viewer, Stop(), 0.01, None))
     planted.mailboxes = None
     watch.wait((5, SHOP, 1), (5, SHOP, 2))
-    windows._moments._observe(1.0, 9)
+    windows._moments._observe(1.0, 9, light=False)
     assert (0, 2) == (windows._cut[0].sum(), windows._leftovers.moved[SHOP])
 
 

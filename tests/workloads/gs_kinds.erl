@@ -3,6 +3,7 @@
 %%
 %%   load MS     callers of all kinds, for so many milliseconds; answers when the last message is
 %%               handled: "truth" and words MODULE:WHAT=NUMBER, times in microseconds
+%%   long MS     60 callers of a server of which one call in ten takes seconds, as load
 %%   keep        callers of all kinds, until the VM ends
 %%   reset       forgets the truth until now
 %%   rate N      N callers of the fast server that call without a pause, until the VM ends
@@ -25,7 +26,7 @@
 -export([main/0, client/3, init/1, handle_call/3, handle_cast/2]).
 
 -define(SERVERS, [gs_backend, gs_chain, gs_state, gs_defer, gs_late, gs_crash, gs_cast, gs_info,
-    gs_fast, gs_mixed, gs_pass]).
+    gs_fast, gs_mixed, gs_pass, gs_long]).
 
 %% For erl -s gs_kinds.
 start() -> spawn(?MODULE, main, []).
@@ -46,6 +47,11 @@ command(_Control, ["load", Text]) ->
     ok = gen_server:call(gs_cast, sync, infinity),
     ok = gen_server:call(gs_info, sync, infinity),
     ["truth", gs_times:text(?SERVERS)];
+command(_Control, ["long", Text]) ->
+    gs_times:new(),
+    Until = erlang:monotonic_time(millisecond) + list_to_integer(Text),
+    wait([spawn_monitor(?MODULE, client, [gs_long, 2, Until]) || _ <- lists:seq(1, 60)]),
+    ["truth", gs_times:text([gs_long])];
 command(_Control, ["keep"]) ->
     gs_times:new(),
     clients(infinity),
@@ -161,6 +167,7 @@ client(Kind, Pause, Until) ->
 ask(gs_chain) -> call(gs_chain, fun() -> gen_server:call(gs_chain, ask, infinity) end);
 ask(gs_state) -> call(gs_state, fun() -> gen_statem:call(gs_state, work) end);
 ask(gs_defer) -> call(gs_defer, fun() -> gen_server:call(gs_defer, {later, gs_times:now()}) end);
+ask(gs_long) -> call(gs_long, fun() -> gen_server:call(gs_long, {later, gs_times:now()}) end);
 ask(gs_late) -> call(gs_late, fun() -> gen_server:call(gs_late, {sleep, gs_times:now()}, 10) end);
 ask(gs_crash) ->
     Number = rand:uniform(20),

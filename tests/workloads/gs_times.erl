@@ -6,7 +6,7 @@
 
 -define(BINS, 2000).
 -define(NAMES, [gs_slow, gs_chain, gs_backend, gs_state, gs_defer, gs_late, gs_crash, gs_cast,
-    gs_info, gs_fast, gs_mixed, gs_pass, gs_swarm]).
+    gs_info, gs_fast, gs_mixed, gs_pass, gs_swarm, gs_long]).
 -define(COUNTS, [answered, timeout, down, noproc, casts, infos, abandoned]).
 -define(KINDS, [queue, service, call]).
 

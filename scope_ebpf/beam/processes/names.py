@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from scope_ebpf.arrays import distinct, grouped
+from scope_ebpf.arrays import distinct, grouped, taken
 from scope_ebpf.beam.code.tables import CACHE, Mfa
 from scope_ebpf.beam.memory.process_memory import column
 from scope_ebpf.beam.memory.terms import (
@@ -43,6 +43,9 @@ _MASK, _USED, _SLOTS = 0, 4, 24
 #: Keys in one slot of a dictionary that are read.
 _COLLISIONS = 16
 _PAIR, _TRIPLE = 2 << 6, 3 << 6
+#: Columns that say what a process is without a dictionary; kinds of them that are put together
+#: before each process is looked at, and how many are worth it.
+_OF_BARE, _COMMON, _WORTH = ("module", "function", "arity", "current", "pc"), 8, 64
 
 #: Behaviour of a process by the function in which it waits.
 LOOPS = {
@@ -136,6 +139,14 @@ class Names:
 
         Most share their identity and the function in which they are with many others.
         """
+        index, like = _alike(rows)
+        found, kind = self._kinds(taken(rows, index))
+        return found, kind[like]
+
+    def _kinds(
+        self, rows: NDArray[np.void]
+    ) -> tuple[list[tuple[Identity, Mfa | None]], NDArray[np.int64]]:
+        """The same, looking at each process."""
         calls, called = self._initial_calls(rows)
         nows, at = self.functions(rows)
         pairs = called * max(1, len(nows)) + at
@@ -268,6 +279,27 @@ class Names:
             except ReadRefusedError:
                 missing.add(module)  # until code is loaded
         return self._behaviours.get(module)
+
+
+def _alike(rows: NDArray[np.void]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """
+    Processes that stand for all, by their indices, and which of those each process is like.
+
+    In a large table most have no dictionary, and begin and wait in few functions.
+    """
+    columns = [rows[name].copy() for name in _OF_BARE]
+    like = np.arange(len(rows))
+    left = np.flatnonzero(rows["dictionary"] == 0)
+    for _ in range(_COMMON):
+        if len(left) < _WORTH:
+            break
+        same = np.ones(len(left), np.bool_)
+        for values in columns:
+            same &= values[left] == values[left[0]]
+        like[left[same]] = left[0]
+        left = left[~same]
+    stands = like == np.arange(len(rows))
+    return np.flatnonzero(stands), (np.cumsum(stands) - 1)[like]
 
 
 def _spread(found: list[_Found], inverse: NDArray[np.int64]) -> list[_Found]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from scope_ebpf.arrays import grouped, joined, picked
+from scope_ebpf.beam.memory.near import structs
 from scope_ebpf.beam.memory.process_memory import column, cpu_seconds
 from scope_ebpf.beam.memory.terms import ATOM_MASK, ATOM_TAG, PidCodec
 from scope_ebpf.beam.processes.counted import check_rows
@@ -360,15 +361,15 @@ class ProcessTable:
     def _rows(
         self, slots: NDArray[np.int64], pointers: NDArray[np.uint64]
     ) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
-        raw, read = self._memory.gather(pointers, self._size)
+        found = structs(self._memory, pointers, self._size)
         rows = np.empty(len(pointers), self._dtype)
         rows["slot"], rows["pointer"] = slots, pointers
         for item, offset in zip(self.fields, self._offsets, strict=True):
-            rows[item.name] = column(raw, offset, item.kind)
-        inner, outer = (column(raw, offset, np.int64) for offset in self._mailbox)
+            rows[item.name] = found.column(offset, item.kind)
+        inner, outer = (found.column(offset, np.int64) for offset in self._mailbox)
         rows["mailbox"] = inner + outer
         rows["stack_words"] = (rows["hend"] - rows["stop"]) // np.uint64(_WORD)
-        return rows, read
+        return rows, found.read
 
     def _whole(self, rows: NDArray[np.void]) -> NDArray[np.bool_]:
         """Return which rows cannot be two processes, or one half made."""

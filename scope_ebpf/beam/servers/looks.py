@@ -146,6 +146,8 @@ class Servers:
     def look(self, part: int = 0, parts: int = 1) -> Look:
         """Read servers and callers, as they are now, in one of *parts* of the process table."""
         self._viewer.refresh()
+        if parts > 1:
+            self._plain = self._plain[:0]  # they are in another part
         snapshot = self._viewer.table.snapshot(part, parts, self._most)
         return self._look(snapshot, snapshot.rows)
 
@@ -278,7 +280,10 @@ class Servers:
         Returns which of *rows*, shape ``(n,)``, are certainly no servers.
         """
         plain = np.zeros(len(rows), np.bool_)
-        new = np.flatnonzero([pid not in self.known for pid in rows["id"].tolist()])[:MOST_NAMED]
+        pids = rows["id"].tolist()
+        known = self.known.keys() & pids
+        new = np.flatnonzero([pid not in known for pid in pids] if known else rows["id"])
+        new = new[:MOST_NAMED]
         fresh = taken(rows, new)
         if not len(fresh):
             return plain

@@ -72,6 +72,7 @@ class ServerWatch(WindowedWatch):
     """
 
     SEEN = "messages of servers"
+    LIGHT = ("server_send",)
 
     def __init__(
         self,

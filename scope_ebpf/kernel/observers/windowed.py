@@ -32,6 +32,8 @@ class WindowedWatch(Closing):
     """
 
     SEEN: ClassVar[str]
+    #: The programs that are attached for a light window; none where there are no such windows.
+    LIGHT: ClassVar[tuple[str, ...]] = ()
     _hooks: Sequence[Attachment]
     _object: BpfObject
     _uprobes: Uprobes
@@ -39,12 +41,19 @@ class WindowedWatch(Closing):
     _resources: ExitStack
     #: Readable when the hooks are out that were released last.
     _leaving: int | None
+    _light = False
 
-    def attach(self) -> None:
-        """Attach every hook; NothingToAttachError if one cannot be. Nothing counts yet."""
+    def attach(self, *, light: bool = False) -> None:
+        """
+        Attach every hook, or those of a *light* window; NothingToAttachError if one cannot be.
+
+        Nothing counts yet.
+        """
         wait_gone(self._leaving)
-        self._leaving = None
-        groups = by_program(self._hooks)
+        self._leaving, self._light = None, light
+        groups = by_program(
+            [hook for hook in self._hooks if not light or hook.program in self.LIGHT]
+        )
         ready = [(self._object.program_fd(name), group) for name, group in groups.items()]
         failed = [error for error in self._uprobes.attach(ready) if error]
         if failed:
@@ -58,7 +67,7 @@ class WindowedWatch(Closing):
         """Count from now on, for *seconds* and *hits*, or without limit; returns the time, ns."""
         now = time.monotonic_ns()
         until = _NEVER if seconds is None else now + int(seconds * 1e9)
-        self._window[0] = (now, until, hits or 0, hits is not None)
+        self._window[0] = (now, until, hits or 0, hits is not None, self._light)
         return now
 
     def is_over(self) -> bool:
