@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
-# Instead of this folder, which has a module that is called as one of Python's own: Spark needs that.
+# Instead of this folder: its profile.py is not the module of Python that Spark imports.
 sys.path[:1] = [str(ROOT), str(ROOT / "tests/unit")]
 
 import duckdb  # noqa: E402
@@ -54,6 +54,16 @@ def queries() -> dict[str, str]:
     """The queries of the page by the line above each."""
     page = (ROOT / "docs/fleet.md").read_text()
     return dict(re.findall(r"\n([^\n]+):\n\n((?:    [^\n]*\n)+)", page))
+
+
+def duck(tables: Path) -> Ask:
+    """A function that asks DuckDB."""
+
+    def ask(query: str) -> list[tuple[Any, ...]]:
+        found = duckdb.sql(query.replace("fleet/", f"{tables}/"))
+        return found.fetchall() if found else []
+
+    return ask
 
 
 def spark(tables: Path) -> Ask:
@@ -111,11 +121,7 @@ def main() -> int:
         found = json.loads(run("summary", str(whole), "-f", "json"))
         calls = sum(row["calls"] for row in found["calls"])
         print(f"{count} planted calls, {calls} in summary")
-        good = compare(
-            "DuckDB",
-            lambda query: duckdb.sql(query.replace("fleet/", f"{tables}/")).fetchall(),
-            found,
-        )
+        good = compare("DuckDB", duck(tables), found)
         try:
             ask = spark(tables)
         except ImportError as error:

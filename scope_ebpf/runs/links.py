@@ -79,7 +79,7 @@ class Looking:
         processes = self._processes(links.values(), refused)
         interval = None if self._taken is None else now - self._taken
         rows = [
-            self._row(key, link, now, (sockets.get(key), ticks.get(_owner(link))), processes)
+            self._row(key, link, now, (sockets.get(key), ticks.get(_owner(link) or 0)), processes)
             for key, link in links.items()
         ]
         self._before, self._taken = links, now
@@ -114,13 +114,11 @@ class Looking:
             return {}
         return {keys[number]: one for number, one in found.items()}
 
-    def _missed(
-        self, links: Iterable[Link], refused: dict[str, str]
-    ) -> dict[int | None, Ticks | None]:
+    def _missed(self, links: Iterable[Link], refused: dict[str, str]) -> dict[int, Ticks]:
         """Ticks by the process of each link that has one of its own."""
         peers = {owner: one.peer for one in links if (owner := _owner(one)) is not None}
         try:
-            return {None: None, **self._ticks.of(peers)}
+            return self._ticks.of(peers)
         except ReadRefusedError as error:
             refused["ticks"] = str(error)
             return {}

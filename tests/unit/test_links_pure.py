@@ -377,7 +377,7 @@ def looked(monkeypatch: pytest.MonkeyPatch, *readings: list[Link]) -> list[Links
     monkeypatch.setattr(runs.time, "monotonic", lambda: float(next(clock)))
     monkeypatch.setattr(runs, "LinkReader", lambda *_: Looks(*readings))
     monkeypatch.setattr(runs.Looking, "_tcp", lambda *_: {})
-    monkeypatch.setattr(runs.Looking, "_missed", lambda *_: {None: None, 3: None})
+    monkeypatch.setattr(runs.Looking, "_missed", lambda *_: {3: Ticks(2, 4)})
     monkeypatch.setattr(runs.Looking, "_processes", lambda *_: {})
     identity = SimpleNamespace(check=lambda: None)
     target = SimpleNamespace(pid=1, identity=identity, as_json=dict, memory=None)
@@ -397,6 +397,7 @@ def test_rates_are_of_one_connection(monkeypatch: pytest.MonkeyPatch):
         [linked(1, 5000, 9000, connection=8)],
     )
     assert (first.rows[0].octet_rate, first.interval) == (None, None)
+    assert (first.rows[0].ticks_missed, first.rows[0].ticks_limit) == (2, 4)
     assert second.rows[0].octet_rate == Pair(23.0, 400.0)
     assert third.rows[0].octet_rate is None
     assert third.rows[0].octets == Pair(5000, 9000)

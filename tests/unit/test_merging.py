@@ -412,7 +412,7 @@ def test_samples_of_many_connections_become_smaller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """
-    Where not 200 packets of each of 100 connections have room in memory, 64 of each do; less do not.
+    Where not 200 packets of each of 100 connections have room in memory, 64 do, fewer do not.
     """
     checks = np.random.default_rng(23).integers(1, 1 << 32, 20_000)
     ends = [packets(kind, range(1, 20_001), checks.tolist()) for kind in ("dist_out", "dist_in")]
