@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 A cluster of two RabbitMQ brokers, recorded on both nodes and merged; links against the nodes' own.
+And calls between two nodes that TLS connects.
 
-    sudo .venv/bin/python bench/cluster.py [--seconds 5]
+    sudo .venv/bin/python bench/cluster.py [rabbitmq] [tls] [--seconds 5] [--kinds stock25 trixie27]
 
 The queue is on the one node, publisher and consumer are connected to the other. Only one capture
 has the packets at its ends; all others must have their pair.
@@ -25,6 +26,7 @@ import pika
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import beams_run  # noqa: E402
 from apps.load_rabbitmq import Load  # noqa: E402
 from apps.rabbitmq import rabbitmq_cluster  # noqa: E402
 
@@ -116,23 +118,58 @@ def _figures(text: str) -> list[int]:
     return [int(re.findall(rf"{name},\s*(\d+)", text)[0]) for name in names]
 
 
-def main() -> None:
+def rabbitmq(options: argparse.Namespace) -> None:
     """Run the load within two recordings, and print what the merge and the links are."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5)
-    seconds = parser.parse_args().seconds
     with rabbitmq_cluster() as (first, second), tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / "a.scope", Path(folder) / "b.scope"]
         with record(first.pid, paths[0]), record(second.pid, paths[1]):
-            messages = load(first, second, seconds)
-        document, packets = merged(paths)
+            messages = load(first, second, options.seconds)
         print(f"{messages:,} messages through the other node")
-        for link in document["links"]:
-            print_pairs(
-                link, [row["packet"] for row in packets if row["from_node"] == link["from"]]
-            )
+        print_merge(paths)
         for app in (first, second):
             print_links(app)
+
+
+def tls(options: argparse.Namespace) -> None:
+    """1,000 calls there and 523 back, with 23 requests of 1 MB, of each release with itself."""
+    for kind in options.kinds:
+        flags = beams_run.tls(kind)
+        with (
+            beams_run.dist_pair(kind, *flags, module="rpc_calls", peer=flags) as (a, b),
+            tempfile.TemporaryDirectory() as folder,
+        ):
+            a.ask("connect peer@127.0.0.2")
+            a.ask("over peer@127.0.0.2 1")
+            paths = [Path(folder) / "a.scope", Path(folder) / "b.scope"]
+            with record(a.pid, paths[0]), record(b.pid, paths[1]):
+                a.ask("over peer@127.0.0.2 1000")
+                b.ask("over watched@127.0.0.1 523")
+                a.ask("large peer@127.0.0.2 23")
+            print(f"{kind} by TLS: 1,000 calls there, 523 back, 23 of 1 MB")
+            print_merge(paths)
+
+
+def main() -> None:
+    """Run the parts that are named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=["rabbitmq", "tls"])
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--kinds", nargs="+", default=["stock25", "trixie27"])
+    options = parser.parse_args()
+    for part in options.parts:
+        {"rabbitmq": rabbitmq, "tls": tls}[part](options)
+
+
+def print_merge(paths: list[Path]) -> None:
+    """The pairs of each direction, and the calls that have all their legs."""
+    document, packets = merged(paths)
+    for link in document["links"]:
+        print_pairs(link, [row["packet"] for row in packets if row["from_node"] == link["from"]])
+    for row in document["calls"]:
+        print(
+            f"{row['from']} -> {row['to']}: {row['calls']:,} calls of {row['server']}, "
+            f"{row['legs_known']:,} with seven legs"
+        )
 
 
 def print_pairs(link: dict[str, Any], numbers: list[int]) -> None:

@@ -2,14 +2,16 @@
 """
 What marking does to all compiled code of this host, and what marked code costs while nobody looks.
 
-    sudo .venv/bin/python bench/marks.py [corpus] [fuzz] [marker] [observed] [compiler] [rabbitmq]
-                                         [ejabberd] [--folders FOLDER...] [--rounds 6]
+    sudo .venv/bin/python bench/marks.py [corpus] [fuzz] [marker] [observed] [budget] [compiler]
+                                         [rabbitmq] [ejabberd] [--folders FOLDER...] [--rounds 6]
+                                         [--seconds 10]
                                          [--messages 30000] [--profiles callbacks all]
                                          [--kinds stock25 trixie27 sid29]
 
 corpus: every module below the folders is marked, taken by the loader, marked again and unmarked.
 fuzz: 10,000 mutated files. marker: nanoseconds of one marker. observed: what a hit takes while
-``scope-trace marks`` counts and times everything, by release and class. compiler: CPU of the Erlang
+``scope-trace marks`` counts and times everything, by release and class. budget: 100,000 calls a
+second within the default budget, against what the VM itself counted. compiler: CPU of the Erlang
 compiler on an OTP that is marked whole, against plain. rabbitmq, ejabberd: the application and the
 OTP below it, both marked, against a plain one beside it: messages delivered, CPU of a message.
 """
@@ -26,6 +28,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +43,7 @@ from apps.rabbitmq import rabbitmq  # noqa: E402
 from beams_run import Beam, build, start_beam  # noqa: E402
 from mark_run import HERE, MODULES, compiled, erl, folder, mark, run, terms  # noqa: E402
 
+from scope_ebpf.beam.code.functions import parse  # noqa: E402
 from scope_ebpf.beam.vm.discover import inspect  # noqa: E402
 from scope_ebpf.kernel.cost import measure  # noqa: E402
 from scope_ebpf.runs.mark_run import MarkOptions  # noqa: E402
@@ -180,6 +184,55 @@ def _us_a_hit(beam: Beam, rounds: int) -> float:
     for _ in range(rounds):
         watch(inspect(beam.pid), [], options, lambda: watched.append(spun()))
     return (min(watched) - plain) / _HITS * 1e6
+
+
+#: Calls in each millisecond.
+_PACE = 100
+
+
+def budget(options: argparse.Namespace) -> bool:
+    """Rates within the default budget, with what hooks took of the VM's CPU."""
+    good = True
+    for kind in options.kinds:
+        modules = folder("scope-budget-")
+        shutil.copy(HERE / "counted.erl", modules)
+        run(kind, [*build(kind).erlc, "-o", "{}", "{}/counted.erl"], modules)
+        mark(modules / "counted.beam", "--profile", "callbacks")
+        with start_beam(kind, "-s", "counted", "main", module_dir=modules) as beam:
+            beam.expect("ready")
+            beam.favour()
+            beam.ask(f"pace {_PACE}")
+            for _ in range(options.rounds):
+                good &= _estimated(kind, beam, options.seconds)
+    return good
+
+
+def _estimated(kind: str, beam: Beam, length: float) -> bool:
+    """One run: the estimate is within three standard errors, and the cost within the budget."""
+    before: list[tuple[int, float, float]] = []
+
+    def now() -> tuple[int, float, float]:
+        return int(beam.ask("paced").split()[1]), time.monotonic(), cpu_seconds(beam.pid) or 0.0
+
+    options = MarkOptions(length)
+    pattern = parse("counted:terminate/2")
+    found, _ = watch(inspect(beam.pid), [pattern], options, lambda: before.append(now()))
+    calls, seconds, used = (after - then for after, then in zip(now(), before[0], strict=True))
+    truth, taken = calls / seconds, found.cost.seconds or 0.0
+    rates = [
+        (row["rate"], row["rate"] * row["error_ratio"]) for row in found.as_json()["functions"]
+    ]
+    seen = [
+        f"seen {rate:,.0f} +- {error:,.0f}, {(rate - truth) / error:+.1f} errors"
+        for rate, error in rates
+    ]
+    print(
+        f"{kind}: {truth:,.0f} calls/s by the VM, {', '.join(seen) or found.notes}; "
+        f"hooks {taken:.4f} s, {taken / used:.2%} of {used:.2f} s of CPU",
+        flush=True,
+    )
+    within = [abs(rate - truth) <= 3 * error for rate, error in rates]
+    return within == [True] and taken <= options.budget * used
 
 
 def mark_all(top: Path, profile: str) -> subprocess.CompletedProcess[str]:
@@ -333,6 +386,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], bool]] = {
     "fuzz": fuzz,
     "marker": marker,
     "observed": observed,
+    "budget": budget,
     "compiler": compiler,
     "rabbitmq": broker,
     "ejabberd": chat_server,
@@ -344,6 +398,7 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", default=list(PARTS))
     parser.add_argument("--folders", nargs="*", type=Path)
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--messages", type=int, default=30_000)
     parser.add_argument("--kinds", nargs="*", default=["stock25", "trixie27", "sid29"])
     parser.add_argument("--profiles", nargs="*", default=["callbacks", "all"])

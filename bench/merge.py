@@ -11,6 +11,7 @@ needed. The command runs in a process of its own, so what making them takes is n
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -49,23 +50,33 @@ def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 5_000_000
     nodes = int(sys.argv[2]) if len(sys.argv) > 2 else 3
     peers = int(sys.argv[3]) if len(sys.argv) > 3 else nodes - 1
+    planted = 0
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / f"n{number}.scope" for number in range(nodes)]
         for number, path in enumerate(paths):
-            write(path, number, peers_of(number, nodes, peers), count)
+            planted += write(path, number, peers_of(number, nodes, peers), count)
         words = [sys.executable, "-m", "scope_ebpf.cli.main", "merge", *map(str, paths)]
+        words += ["-f", "json"]
         process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         text = process.stdout.read() if process.stdout else ""
         _, status, used = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"merge ended with {status}")
-    print(text, end="")
+    links = json.loads(text)["links"]
+    sent, paired = (sum(link[name] for link in links) for name in ("sent", "paired"))
+    refused = sum(link["refused"] is not None for link in links)
+    print(
+        f"{len(links):,} directions of links, {refused} refused; {planted:,} packets planted, "
+        f"{sent:,} seen, {paired:,} paired; each pair has equal ends, or its link is refused"
+    )
     spent = used.ru_utime + used.ru_stime
     memory = used.ru_maxrss >> 10
     print(
         f"{nodes} captures of {count:,} events, each node connected to {peers}: "
         f"{spent:.1f} s of CPU, {memory} MB"
     )
+    if paired != planted:
+        raise SystemExit("not every packet has its pair")
 
 
 def peers_of(number: int, nodes: int, peers: int) -> list[int]:
@@ -76,8 +87,8 @@ def peers_of(number: int, nodes: int, peers: int) -> list[int]:
     return [(number + step) % nodes for step in steps]
 
 
-def write(path: Path, number: int, peers: Sequence[int], count: int) -> None:
-    """A capture of the node *number*, of *count* events with its *peers*."""
+def write(path: Path, number: int, peers: Sequence[int], count: int) -> int:
+    """A capture of the node *number*, of *count* events with its *peers*; packets sent in it."""
     store = FileStore(path.open("wb", buffering=0), None)
     names = Names()
     for other in peers:
@@ -95,6 +106,7 @@ def write(path: Path, number: int, peers: Sequence[int], count: int) -> None:
         done += packets
     writer.end(End(1.0, "duration", Cost(0, None, None)))
     store.close()
+    return done * len(peers)
 
 
 def _block(number: int, other: int, first: int, count: int) -> NDArray[np.void]:

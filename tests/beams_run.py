@@ -463,6 +463,23 @@ def native_functions(folder: Path) -> dict[str, str]:
     return {"NAMES_NIF": str(made)}
 
 
+@functools.cache
+def tls(kind: str) -> tuple[str, ...]:
+    """
+    Flags of nodes of this *kind* that are connected by TLS; they wait for a slow handshake.
+    """
+    folder = compiled(kind)
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    made += ["-subj", "/CN=x", "-keyout", "key.pem", "-out", "certificate.pem"]
+    subprocess.run(made, cwd=folder, check=True, capture_output=True)
+    (folder / "key.pem").chmod(0o644)
+    seen = build(kind).seen(folder)
+    files = f'{{certfile,"{seen}/certificate.pem"}},{{keyfile,"{seen}/key.pem"}}'
+    (folder / "ssl.conf").write_text(f"[{{server,[{files}]}},{{client,[{{verify,verify_none}}]}}].")
+    options = ("-ssl_dist_optfile", f"{seen}/ssl.conf")
+    return "-proto_dist", "inet_tls", *options, "-kernel", "net_setuptime", "60"
+
+
 @contextlib.contextmanager
 def dist_pair(
     kind: str,

@@ -72,10 +72,16 @@ class Direction:
         _, first, counts = np.unique(both["check"], return_index=True, return_counts=True)
         both["twice"][first] |= counts > 1
         self._sample = both[first]
-        while len(self._sample) > self.most:
+        self.keep(self.most)
+        return len(self._sample) - before
+
+    def keep(self, most: int) -> int:
+        """Keep so many packets from now on; by how many the sample shrinks."""
+        before, self.most = len(self._sample), most
+        while len(self._sample) > most:
             self._below >>= 1
             self._sample = self._sample[_hash(self._sample["check"]) < self._below]
-        return len(self._sample) - before
+        return before - len(self._sample)
 
     def alone(self) -> NDArray[np.void]:
         """The packets of the sample whose end no other packet has."""
@@ -105,7 +111,7 @@ def by_connection(batch: NDArray[np.void]) -> Iterator[tuple[Key, NDArray[np.voi
 
 def survey(capture: Capture, captures: int) -> dict[Key, Direction]:
     """
-    All connections of a capture, one of *captures*.
+    All connections of a capture, one of *captures*; of more connections fewer packets are kept.
 
     CaptureError for more connections than are kept.
     """
@@ -117,6 +123,9 @@ def survey(capture: Capture, captures: int) -> dict[Key, Direction]:
             # What a direction itself takes counts, too.
             room -= 0 if key in found else _FEWEST_OF_ONE
             room -= found.setdefault(key, Direction(most)).add(rows)
+            while room < 0 and most > _FEWEST_OF_ONE:
+                most = max(_FEWEST_OF_ONE, most // 2)
+                room += sum(one.keep(most) for one in found.values())
             if room < 0:
                 raise CaptureError(f"{capture.path} has too many connections: record for less time")
     return found

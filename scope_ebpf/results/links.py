@@ -66,6 +66,8 @@ class Row:
     busy: bool
     full_seconds: float | None
     silent_seconds: float | None
+    ticks_missed: int | None
+    ticks_limit: int | None
     suspended_total: int | None
     suspended: tuple[Sender, ...]
     #: The fields of LinkSocket.
@@ -90,6 +92,8 @@ class Row:
             "busy": self.busy,
             "full_seconds": _rounded(self.full_seconds, 3),
             "silent_seconds": _rounded(self.silent_seconds, 3),
+            "ticks_missed": self.ticks_missed,
+            "ticks_limit": self.ticks_limit,
             "suspended_total": self.suspended_total,
             "suspended": [one.as_json() for one in self.suspended],
             "tcp": self.tcp,

@@ -11,6 +11,7 @@ import numpy as np
 
 from scope_ebpf.beam.links.carriers import CarrierPorts
 from scope_ebpf.beam.links.entries import LinkReader
+from scope_ebpf.beam.links.ticks import TickReader
 from scope_ebpf.beam.memory.process_memory import cpu_seconds
 from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.results.links import MOST_NAMED, Links, Pair, Row, Sender
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scope_ebpf.beam.links.entries import Link
+    from scope_ebpf.beam.links.ticks import Ticks
     from scope_ebpf.beam.processes.view import Viewer
     from scope_ebpf.sockets import TcpSocket
 
@@ -52,6 +54,7 @@ class Looking:
         self._reader = LinkReader(target, viewer.atoms)
         ports = self._reader.ports
         self._carriers = CarrierPorts(target, viewer.table, ports) if ports else None
+        self._ticks = TickReader(target.memory, viewer.table, viewer.atoms)
         self._sockets = Sockets(target.pid, target.identity.check)
         self._before: dict[_Key, Link] = {}
         self._taken: float | None = None
@@ -71,12 +74,13 @@ class Looking:
         reading = self._reader.read()
         refused = dict(reading.refused)
         links = {(one.entry, one.connection): one for one in self._carried(reading.links, refused)}
-        sockets = self._tcp(links, refused)
+        sockets, ticks = self._tcp(links, refused), self._missed(links.values(), refused)
         self._remember(links, now)
         processes = self._processes(links.values(), refused)
         interval = None if self._taken is None else now - self._taken
         rows = [
-            self._row(key, link, now, sockets.get(key), processes) for key, link in links.items()
+            self._row(key, link, now, (sockets.get(key), ticks.get(_owner(link) or 0)), processes)
+            for key, link in links.items()
         ]
         self._before, self._taken = links, now
         self._viewer.target.identity.check()
@@ -110,6 +114,15 @@ class Looking:
             return {}
         return {keys[number]: one for number, one in found.items()}
 
+    def _missed(self, links: Iterable[Link], refused: dict[str, str]) -> dict[int, Ticks]:
+        """Ticks by the process of each link that has one of its own."""
+        peers = {owner: one.peer for one in links if (owner := _owner(one)) is not None}
+        try:
+            return self._ticks.of(peers)
+        except ReadRefusedError as error:
+            refused["ticks"] = str(error)
+            return {}
+
     def _remember(self, links: Mapping[_Key, Link], now: float) -> None:
         """Keep since when things are so, and forget what is not so any more."""
         self._full = {key: self._full.get(key, now) for key, one in links.items() if one.busy}
@@ -138,8 +151,14 @@ class Looking:
             return {}
 
     def _row(
-        self, key: _Key, link: Link, now: float, tcp: TcpSocket | None, processes: _Processes
+        self,
+        key: _Key,
+        link: Link,
+        now: float,
+        seen: tuple[TcpSocket | None, Ticks | None],
+        processes: _Processes,
     ) -> Row:
+        tcp, ticks = seen
         before = self._before.get(key)
         seconds = now - self._taken if before and self._taken is not None else None
         octets, packets = _counts(link)
@@ -164,6 +183,8 @@ class Looking:
             busy=link.busy,
             full_seconds=now - self._full[key] if link.busy else None,
             silent_seconds=silent,
+            ticks_missed=ticks.missed if ticks else None,
+            ticks_limit=ticks.limit if ticks else None,
             suspended_total=None if link.suspended is None else len(link.suspended),
             suspended=self._senders(key, link, now, processes),
             tcp=_socket(tcp) if tcp else None,
@@ -177,6 +198,13 @@ class Looking:
             Sender(text(term), _name(processes.get(term)), now - self._waiting[key, term])
             for term in (link.suspended or ())[:MOST_NAMED]
         )
+
+
+def _owner(link: Link) -> int | None:
+    """The process that counts the ticks of a link; None where that does not own its port."""
+    port = link.port
+    owns = port is not None and port.socket is not None and link.process is None
+    return port.owner if port and owns and link.state == "connected" else None
 
 
 def _silence(tcp: TcpSocket | None) -> float | None:

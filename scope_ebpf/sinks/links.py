@@ -10,10 +10,10 @@ from scope_ebpf.sinks.plain import duration, plain, short, spelled
 if TYPE_CHECKING:
     from scope_ebpf.results.links import Links, Pair, Row
 
-_ROW = "{:<28} {:<9} {:<7} {:>6} {:>6} {:>6} {:>6} {:>7} {:>7} {:>8} {:>4} {:>7} {:>7} {:>5}"
+_ROW = "{:<28} {:<9} {:<7} {:>6} {:>6} {:>6} {:>6} {:>7} {:>7} {:>8} {:>4} {:>7} {:>5} {:>7} {:>5}"
 _HEADINGS = (
     *("PEER", "STATE", "CARRIER", "IN B/S", "OUT", "IN P/S", "OUT", "QUEUED", "DRIVER"),
-    *("FULL", "WAIT", "SILENT", "RTT", "RETR"),
+    *("FULL", "WAIT", "SILENT", "TICKS", "RTT", "RETR"),
 )
 #: Processes that wait for a link, and of which each has its line.
 _SENDERS = 3
@@ -69,6 +69,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         full,
         "-" if row.suspended_total is None else str(row.suspended_total),
         "-" if row.silent_seconds is None else f"{row.silent_seconds:.1f} s",
+        "-" if row.ticks_missed is None else f"{row.ticks_missed}/{row.ticks_limit}",
         "-" if rtt is None else duration(rtt, ""),
         "-" if again is None else short(again),
     )

@@ -51,7 +51,7 @@ apt-config dump | grep '^Acquire::' >"$work/apt.conf" || true
 printf '%s\n' 'Acquire::Check-Valid-Until "false";' 'Acquire::Retries "8";' >>"$work/apt.conf"
 
 say "making a root filesystem of $suite (log: $cache/chroot-$suite.log)"
-mmdebstrap --variant=extract --include=erlang-base,base-files,dash,coreutils,sed \
+mmdebstrap --variant=extract --include=erlang-base,erlang-ssl,base-files,dash,coreutils,sed \
     --aptopt="$work/apt.conf" --skip=cleanup/apt/lists \
     "$suite" "$work/root" "$mirror" >"$cache/chroot-$suite.log" 2>&1 || {
     tail -n 5 "$cache/chroot-$suite.log" >&2

@@ -40,9 +40,10 @@ PEER = "peer@127.0.0.2"
 @pytest.fixture(scope="module", params=["stock25", "trixie27", "sid29"])
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Beam, Beam]]:
     """
-    A node to watch, and a hidden node that is its peer.
+    A node to watch, whose ticks are planted, and a hidden node that is its peer.
     """
-    with beams_run.dist_pair(request.param, peer=["-hidden"]) as both:
+    seldom = ("-kernel", "net_ticktime", "36000")
+    with beams_run.dist_pair(request.param, *seldom, peer=["-hidden"]) as both:
         yield both
 
 
@@ -145,6 +146,27 @@ def test_a_link_at_rest_is_what_the_node_and_ss_say(pair: tuple[Beam, Beam]):
     assert row["packets"]["out"] >= 523
     assert (row["queued_bytes"], row["driver_queued_bytes"], row["busy"]) == (0, 0, False)
     assert (row["suspended_total"], row["full_seconds"]) == (0, None)
+
+
+def test_ticks_that_a_peer_has_missed_are_counted(pair: tuple[Beam, Beam]):
+    """
+    A stopped peer has missed 2 of 3 planted ticks: before the first one something had come.
+    """
+    watched, peer = pair
+    with looking(watched) as look:
+        watched.plant("back 23")
+        peer.freeze()
+        try:
+            assert watched.plant("ticks 1") == 1
+            seen = [look()[PEER]["ticks_missed"]]
+            assert watched.plant("ticks 2") == 2
+            row = look()[PEER]
+        finally:
+            peer.thaw()
+        watched.plant("back 23")
+        assert watched.plant("ticks 1") == 1
+        seen += [row["ticks_missed"], look()[PEER]["ticks_missed"]]
+    assert (seen, row["ticks_limit"]) == ([0, 2, 0], 4)
 
 
 def test_a_full_link_is_shown_with_who_waits_for_it(pair: tuple[Beam, Beam]):
@@ -330,32 +352,11 @@ def test_a_split_is_seen_from_the_network_of_the_node():
     assert [loss] == [[one["peer"], one["reason"]] for one in down]
 
 
-def test_a_link_by_tls_is_shown_with_its_socket(tmp_path: Path):
+def test_a_link_by_tls_is_shown_with_its_socket():
     """
     A process carries it: its socket, queue and waiting senders are those of the link.
     """
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    made = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=x",
-    ]
-    subprocess.run(
-        [*made, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True
-    )
-    options = tmp_path / "ssl.conf"
-    options.write_text(
-        f'[{{server,[{{certfile,"{certificate}"}},{{keyfile,"{key}"}}]}},'
-        "{client,[{verify,verify_none}]}]."
-    )
-    tls = ("-proto_dist", "inet_tls", "-ssl_dist_optfile", str(options))
+    tls = beams_run.tls("stock25")
     with (
         beams_run.dist_pair("stock25", *tls, peer=tls) as (watched, peer),
         looking(watched) as look,
@@ -366,6 +367,7 @@ def test_a_link_by_tls_is_shown_with_its_socket(tmp_path: Path):
             lambda rows: rows[PEER]["bytes"]["in"] == figure(ss(local), "bytes_received"),
         )[PEER]
         assert (row["carrier"], row["tls"], row["busy"]) == ("process", True, False)
+        assert (row["ticks_missed"], row["ticks_limit"]) == (None, None)
         assert row["tcp"]["remote"] in ss(local)
         assert row["bytes"]["in"] > 1000
         peer.freeze()

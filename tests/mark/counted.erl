@@ -2,8 +2,11 @@
 %% A gen_server whose messages are counted by who sends them, functions that call each other, and a load.
 -module(counted).
 -behaviour(gen_server).
--export([main/0, init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
+-export([start/0, main/0, init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 -export([deep/1, hand_over/1, taken_over/1, leaf/1]).
+
+%% For erl -s counted.
+start() -> spawn(?MODULE, main, []).
 
 main() ->
     Port = open_port({fd, 0, 0}, [in, eof, {line, 80}]),
@@ -16,6 +19,9 @@ loop(Port) ->
         {Port, {data, {_, "load"}}} -> load(), loop(Port);
         {Port, {data, {_, "rest"}}} -> rest(), loop(Port);
         {Port, {data, {_, "spin"}}} -> spin(500000), io:format("spun~n"), loop(Port);
+        {Port, {data, {_, "pace " ++ N}}} -> pace(list_to_integer(N)), loop(Port);
+        {Port, {data, {_, "paced"}}} -> io:format("paced ~b~n", [paced()]), loop(Port);
+        {Port, {data, {_, "remote " ++ To}}} -> remote(string:split(To, " ")), loop(Port);
         {Port, {data, {_, "served"}}} -> io:format("served ~b~n", [served()]), loop(Port);
         {Port, {data, _}} -> plant(), io:format("done~n"), loop(Port);
         {Port, eof} -> ok
@@ -90,6 +96,28 @@ spin(0) -> ok;
 spin(N) ->
     _ = terminate(N, N),
     spin(N - 1).
+
+%% N calls in each millisecond, also where the host is busy, with some work between them.
+pace(N) ->
+    Count = counters:new(1, []),
+    persistent_term:put(paced, Count),
+    spawn_link(fun() -> pace(Count, N, erlang:monotonic_time(millisecond)) end),
+    io:format("pacing~n").
+
+pace(Count, N, Due) ->
+    [terminate(I, lists:sum(lists:seq(1, 400))) || I <- lists:seq(1, N)],
+    counters:add(Count, 1, N),
+    receive after max(0, Due - erlang:monotonic_time(millisecond)) -> ok end,
+    pace(Count, N, Due + 1).
+
+%% N calls of a server on another node.
+remote([Node, N]) ->
+    {ok, Server} = rpc:call(list_to_atom(Node), gen_server, start, [?MODULE, [], []]),
+    [ok = gen_server:call(Server, {work, x}) || _ <- lists:seq(1, list_to_integer(N))],
+    ok = gen_server:stop(Server),
+    io:format("remoted ~s~n", [N]).
+
+paced() -> counters:get(persistent_term:get(paced), 1).
 
 init(State) ->
     process_flag(trap_exit, true),

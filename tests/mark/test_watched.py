@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import documents
 import pytest
-from beams_run import build, require, start_beam
+from beams_run import build, dist_pair, require, start_beam
 from mark_run import HERE, folder, mark, run
 
 from scope_ebpf.beam.code.functions import parse
@@ -325,6 +325,32 @@ def test_what_is_not_marked_is_refused(beam):
         plain.expect("ready")
         with pytest.raises(NothingToAttachError, match="scope-mark DIR --profile callbacks"):
             watch(inspect(plain.pid), [], options, lambda: None)
+
+
+def test_of_a_cluster_one_node_is_marked():
+    """
+    Marked and plain code call each other; calls are counted where the server's code is marked.
+    """
+    require(os.geteuid() == 0, "seeing marks takes root")
+    plain, marked = folder("scope-plain-"), folder("scope-marked-")
+    shutil.copy(HERE / "counted.erl", plain)
+    run("stock25", [*build("stock25").erlc, "-o", "{}", "{}/counted.erl"], plain)
+    shutil.copy(plain / "counted.beam", marked)
+    mark(marked / "counted.beam", "--profile", "callbacks")
+    folders = [("-pa", str(one)) for one in (marked, plain)]
+    options = MarkOptions(0.1, budget=EVERYTHING)
+    with dist_pair("stock25", *folders[0], peer=folders[1], module="counted") as (one, other):
+
+        def call() -> None:
+            assert other.ask("remote watched@127.0.0.1 23") == "remoted 23"
+            assert one.ask("remote peer@127.0.0.2 29") == "remoted 29"
+
+        marks, _ = watch(inspect(one.pid), [parse("counted:handle_call/3")], options, call)
+        with pytest.raises(NothingToAttachError, match="scope-mark DIR --profile callbacks"):
+            watch(inspect(other.pid), [], options, call)
+    (row,) = marks.as_json()["functions"]
+    assert (row["calls"], row["failures"], row["running"]) == (23, 0, 0)
+    assert row["tags"] == {"work": 23}
 
 
 def test_two_functions_with_one_id_are_left_out(beam, monkeypatch):

@@ -13,12 +13,14 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import documents
+import numpy as np
 import pytest
 
 from scope_ebpf import sockets
 from scope_ebpf.beam.links.carriers import CarrierPorts
 from scope_ebpf.beam.links.entries import Link, LinksReading
 from scope_ebpf.beam.links.ports import Port, Traffic, counters_at
+from scope_ebpf.beam.links.ticks import _STANDS, TickReader, Ticks
 from scope_ebpf.beam.memory import search
 from scope_ebpf.daemon.readings.peers import MOST, OTHER, Peers
 from scope_ebpf.errors import ReadRefusedError
@@ -36,8 +38,126 @@ def linked(number: int, received: int = 0, sent: int = 0, **changed: object) -> 
     """
     The link to n*number*, with what its socket counts.
     """
-    port = Port(number << 8 | 7, 0, 19, Traffic(received, 1, sent, 1))
+    port = Port(number << 8 | 7, 0, 3, 19, Traffic(received, 1, sent, 1))
     return replace(LINK, entry=number, peer=f"n{number}@host", port=port, **changed)
+
+
+# ---------------------------------------------------------------------------------------- ticks
+
+
+PID, TEXTS = 7 << 4 | 3, ("state", "tick", "b@two", "c@three")
+HEND = 0x10000
+
+
+class Watching:
+    """
+    The process of a link in memory: its records lie on its heap, its stack has the last words.
+    """
+
+    def __init__(self, *records: list[int], stack_words: int = 20) -> None:
+        self.words: dict[int, int] = {}
+        for number, record in enumerate(records, 1):
+            at = 0x1000 + 0x100 * number
+            self.words[HEND - 8 * number] = at | 2
+            self.words |= {at + 8 * index: word for index, word in enumerate(record)}
+        self.row = {"id": PID, "hend": HEND, "stack_words": stack_words}
+        self.looks = 0
+
+    def gather(self, addresses: np.ndarray, size: int):
+        rows = [[self.words.get(at + by, 0x3B) for by in range(0, size, 8)] for at in addresses]
+        raw = np.array(rows, np.uint64).reshape(-1, size // 8)
+        return raw.view(np.uint8), np.ones(len(raw), bool)
+
+    def slots_of(self, pids: np.ndarray):
+        return pids
+
+    def at(self, _slots: object):
+        names = sorted({*self.row, *_STANDS})
+        row = np.array(
+            [tuple(self.row.get(name, self.looks * (name == "htop")) for name in names)],
+            [(name, np.uint64) for name in names],
+        )
+        self.looks += self.row.get("moves", 0)
+        return SimpleNamespace(rows=row)
+
+    def texts(self, indices: list[int]):
+        return {index: dict(enumerate(TEXTS)).get(index) for index in indices}
+
+
+def atom(text: str) -> int:
+    return TEXTS.index(text) << 6 | 0x0B
+
+
+def small(value: int) -> int:
+    return (value << 4 | 0xF) & (1 << 64) - 1
+
+
+def state(peer: str = "b@two", limit: int = 4) -> list[int]:
+    """
+    A record of ten fields.
+    """
+    return [11 << 6, atom("state"), PID, atom(peer), small(limit), *[0x3B] * 7]
+
+
+def tick(tick: int, ticked: int) -> list[int]:
+    """
+    A record of read and written packets, this tick, and the last one at which something had come.
+    """
+    return [5 << 6, atom("tick"), small(123), small(456), small(tick), small(ticked)]
+
+
+def missed(watching: Watching) -> Ticks | None:
+    """
+    What is read of it.
+    """
+    return TickReader(watching, watching, watching).of({PID: "b@two"}).get(PID)
+
+
+@pytest.mark.parametrize(
+    ("limit", "at", "ticked", "found"),
+    [(4, 0, 0, 0), (4, 3, 1, 2), (4, 0, 4, 0), (4, 1, 2, 3), (23, 5, 20, 8)],
+)
+def test_ticks_are_those_since_something_came(limit: int, at: int, ticked: int, found: int):
+    """
+    Both numbers begin again at the limit, at which the link is lost.
+    """
+    assert missed(Watching(state(limit=limit), tick(at, ticked))) == Ticks(found, limit)
+
+
+@pytest.mark.parametrize(
+    "watching",
+    [
+        Watching(tick(3, 1)),
+        Watching(state()),
+        Watching(state("c@three"), tick(3, 1)),
+        Watching(state(), tick(3, 1), tick(2, 1)),
+        Watching(state(limit=3), tick(2, 1)),
+        Watching(state(limit=1 << 40), tick(3, 1)),
+        Watching(state(), tick(4, 1)),
+        Watching(state(), tick(3, -1)),
+        Watching([*state()[:4], 0x3B, *state()[5:]], tick(3, 1)),
+        Watching(state(), tick(3, 1), stack_words=1),
+        Watching(state(), tick(3, 1), stack_words=65),
+    ],
+    ids=[
+        "no state", "no tick", "another peer", "two ticks", "few", "many", "at its limit",
+        "negative", "no number", "below its stack", "deep",
+    ],
+)  # fmt: skip
+def test_what_is_no_state_of_a_link_has_no_ticks(watching: Watching):
+    """
+    One record of each kind, of this peer, within what OTP allows: or nothing.
+    """
+    assert missed(watching) is None
+
+
+def test_ticks_of_a_process_that_ran_meanwhile_are_left_out():
+    """
+    Its heap grew while it was read.
+    """
+    watching = Watching(state(), tick(3, 1))
+    watching.row["moves"] = 8
+    assert missed(watching) is None
 
 
 # ----------------------------------------------------------------------------------- TCP driver
@@ -257,11 +377,12 @@ def looked(monkeypatch: pytest.MonkeyPatch, *readings: list[Link]) -> list[Links
     monkeypatch.setattr(runs.time, "monotonic", lambda: float(next(clock)))
     monkeypatch.setattr(runs, "LinkReader", lambda *_: Looks(*readings))
     monkeypatch.setattr(runs.Looking, "_tcp", lambda *_: {})
+    monkeypatch.setattr(runs.Looking, "_missed", lambda *_: {3: Ticks(2, 4)})
     monkeypatch.setattr(runs.Looking, "_processes", lambda *_: {})
     identity = SimpleNamespace(check=lambda: None)
-    target = SimpleNamespace(pid=1, identity=identity, as_json=dict)
+    target = SimpleNamespace(pid=1, identity=identity, as_json=dict, memory=None)
     pids = SimpleNamespace(text=lambda term: f"<0.{term}.0>")
-    looking = runs.Looking(SimpleNamespace(target=target, atoms=None, pids=pids))
+    looking = runs.Looking(SimpleNamespace(target=target, atoms=None, table=None, pids=pids))
     return [looking.look() for _ in readings]
 
 
@@ -276,6 +397,7 @@ def test_rates_are_of_one_connection(monkeypatch: pytest.MonkeyPatch):
         [linked(1, 5000, 9000, connection=8)],
     )
     assert (first.rows[0].octet_rate, first.interval) == (None, None)
+    assert (first.rows[0].ticks_missed, first.rows[0].ticks_limit) == (2, 4)
     assert second.rows[0].octet_rate == Pair(23.0, 400.0)
     assert third.rows[0].octet_rate is None
     assert third.rows[0].octets == Pair(5000, 9000)
@@ -402,7 +524,7 @@ TARGET = {
 }  # fmt: skip
 ROW = Row(
     "b@two\x1b]0;x\x07", "pending", None, None, None, None, None, Pair(1, 2), None, None, 1_000_000,
-    None, None, True, 12.3, None, 5, (Sender("<0.9.0>", "Elixir.Shop.Cart", 2.0),), None,
+    None, None, True, 12.3, None, 2, 4, 5, (Sender("<0.9.0>", "Elixir.Shop.Cart", 2.0),), None,
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ Clocks from packets, and packets from two captures, on planted numbers.
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import pytest
 from capture_fixtures import END, TARGET, head
 
 from scope_ebpf import events
-from scope_ebpf.capture import cluster, frames, pairing, schema
+from scope_ebpf.capture import cluster, frames, pairing, schema, survey
 from scope_ebpf.capture.bounds import Bounds
 from scope_ebpf.capture.clocks import align
 from scope_ebpf.capture.merging import Link, merge, read_nodes, unrecorded
@@ -94,16 +95,23 @@ TOO_FEW = "too few packets have an end of their own"
 
 
 def capture(
-    folder: Path, name: str, *records: np.ndarray, peer: str = "", renamed: str = ""
+    folder: Path,
+    name: str,
+    *records: np.ndarray,
+    peer: str = "",
+    renamed: str = "",
+    others: dict[int, str] | None = None,
 ) -> Capture:
     """
     A capture of the node *name* with some records, one of a or b with a peer of the other name,
-    which may have been *renamed*.
+    which may have been *renamed*. *others* are names of its peers by their terms.
     """
-    path = folder / f"{name[0]}.scope"
+    path = folder / f"{name.partition('@')[0]}.scope"
     store, names = FileStore(path.open("wb", buffering=0)), Names()
     if renamed:
         names.atom(RENAMED, renamed)
+    for term, text in (others or {}).items():
+        names.atom(term, text)
     names.atom(PEER, peer or {"a@h": "b@h", "b@h": "a@h"}.get(name, "-"))
     writer = Writer(store, names)
     writer.head(head(target=TARGET | {"node": name}))
@@ -361,6 +369,68 @@ def test_a_cluster_in_one_file_is_read_as_its_captures_are(tmp_path: Path):
         Capture(whole).contents()
     whole.write_bytes(whole.read_bytes()[:-500])
     assert "cut within a block" in cluster.captures(whole)[1].contents().damage
+
+
+def test_all_nodes_of_a_full_mesh_are_paired(tmp_path: Path):
+    """
+    Seven nodes, each with its own packets to each other one, in files of mixed order: 42 links.
+    """
+    names = [f"n{number}@h" for number in range(7)]
+    terms = {name: (200 + number) << 6 | 0x0B for number, name in enumerate(names)}
+    planted = {
+        (one, other): np.random.default_rng(hash_of).integers(1, 1 << 32, 23 + hash_of).tolist()
+        for hash_of, (one, other) in enumerate(itertools.permutations(names, 2))
+    }
+    captures = []
+    for name in names:
+        rows = []
+        for (one, other), checks in planted.items():
+            if name in (one, other):
+                kind, peer = ("dist_out", other) if name == one else ("dist_in", one)
+                made = packets(kind, range(1, len(checks) + 1), checks)
+                made["peer"] = terms[peer]
+                rows.append(made.view(events.RECORD))
+        mixed = np.concatenate(rows)
+        mixed = mixed[np.argsort(mixed["time_ns"], kind="stable")]
+        captures.append(capture(tmp_path, name, mixed, others={terms[n]: n for n in names}))
+    nodes = read_nodes(captures)
+    links = merge(nodes)
+    assert planted.keys() == {(link.source.name, link.target.name) for link in links}
+    found: dict[tuple[str, str], list[int]] = {}
+    Pairing(nodes, links).run(
+        pairs=lambda link, out, came: (
+            found.setdefault((link.source.name, link.target.name), []).extend(out["check"].tolist())
+            if out["check"].tolist() == came["check"].tolist()
+            else pytest.fail("wrong pairs")
+        )
+    )
+    assert planted == found
+    assert all(node.aligned for node in nodes)
+
+
+def test_samples_of_many_connections_become_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """
+    Where not 200 packets of each of 100 connections have room in memory, 64 do, fewer do not.
+    """
+    checks = np.random.default_rng(23).integers(1, 1 << 32, 20_000)
+    ends = [packets(kind, range(1, 20_001), checks.tolist()) for kind in ("dist_out", "dist_in")]
+    for rows in ends:
+        rows["connection"], rows["number"] = np.divmod(np.arange(20_000), 200) + np.array(
+            [[0], [1]]
+        )
+    captures = [
+        capture(tmp_path, name, rows) for name, rows in zip(("a@h", "b@h"), ends, strict=True)
+    ]
+    monkeypatch.setattr(survey, "_MOST_SAMPLED", 2 * 100 * (64 + 64))
+    nodes = read_nodes(captures)
+    assert 20_000 == sum(link.paired for link in merge(nodes))
+    samples = [len(one.alone()) for node in nodes for one in node.directions.values()]
+    assert (200, True) == (len(samples), max(samples) <= 64)
+    monkeypatch.setattr(survey, "_MOST_SAMPLED", 2 * 90 * 64)
+    with pytest.raises(CaptureError, match=r"a.scope has too many connections"):
+        read_nodes(captures)
 
 
 def test_nodes_that_never_met_are_merged_without_pairs(tmp_path: Path):

@@ -15,6 +15,7 @@
 %%                  "done flood suspended", or waiting when all are sent
 %%   links      what the node itself knows of each link: a line of peers, with commas between them
 %%   tell NODE N    N messages to the name any of a node that is no BEAM; done tell N
+%%   ticks N    N ticks for each link, as net_kernel sends them; done ticks N
 %%   watch      the node is to report lost connections and suspended senders; done watch
 %%   busy N     the first N processes that were suspended, as system_monitor names them: "busy PID PID"
 %%   gone       the next lost connection, as net_kernel reports it: "gone NODE REASON"
@@ -84,6 +85,9 @@ command(_Control, ["tell", Node, N]) ->
     To = {any, list_to_atom(Node)},
     [To ! I || I <- lists:seq(1, list_to_integer(N))],
     ["done tell ", N];
+command(_Control, ["ticks", N]) ->
+    [ticked(Port, list_to_integer(N)) || {_, Port} <- erlang:system_info(dist_ctrl)],
+    ["done ticks ", N];
 command(_Control, ["watch"]) ->
     ok = net_kernel:monitor_nodes(true, [nodedown_reason, {node_type, all}]),
     erlang:system_monitor(self(), [busy_dist_port]),
@@ -126,6 +130,13 @@ known(Conn) ->
             io_lib:format("~s~s ~p", [Node, [[$ , integer_to_list(I)] || I <- Figures], Pending]);
         _ -> none
     end.
+
+%% The process of a link answers when it has taken all that was sent to it before.
+ticked(Port, N) ->
+    {connected, Pid} = erlang:port_info(Port, connected),
+    [Pid ! {whereis(net_kernel), tick} || _ <- lists:seq(1, N)],
+    Pid ! {self(), get_status},
+    receive {Pid, get_status, _} -> ok end.
 
 %% Sends to who is being connected, or does not read; no process waits for it.
 flood(Node, Async, N) ->

@@ -60,6 +60,8 @@ class Port:
     term: int
     #: Bytes that wait in the driver's queue.
     queued: int
+    #: Term of its owner, a process.
+    owner: int
     #: Descriptor of its socket in the VM; None if it is no TCP socket.
     socket: int | None
     #: None where the counters were not found.
@@ -86,8 +88,8 @@ class PortReader:
                 break
             self._at = counters_at(list(descriptors.values()))
         return {
-            term: Port(term, queued, *self._socket(descriptors.get(term)))
-            for term, queued in found.items()
+            term: Port(term, queued, owner, *self._socket(descriptors.get(term)))
+            for term, (queued, owner) in found.items()
         }
 
     def _socket(self, descriptor: bytes | None) -> tuple[int | None, Traffic | None]:
@@ -99,8 +101,8 @@ class PortReader:
         numbers = _COUNTERS.unpack_from(descriptor, self._at)
         return socket, Traffic(numbers[0], numbers[1], numbers[5], numbers[7])
 
-    def _ports(self, terms: Sequence[int]) -> tuple[dict[int, int], dict[int, bytes]]:
-        """Bytes in the queue of each port, and the descriptors of those that are TCP sockets."""
+    def _ports(self, terms: Sequence[int]) -> tuple[dict[int, tuple[int, int]], dict[int, bytes]]:
+        """Bytes queued and owner of each port, and the descriptors of TCP sockets."""
         words = np.array(terms, np.uint64)
         slots = self._codec.slot(words)
         words, slots = words[slots < self._slots], slots[slots < self._slots]
@@ -110,8 +112,8 @@ class PortReader:
         ports, read = self._memory.gather(pointers, self._layout.size("Port"))
         there = read & (self._field(ports, "common.id") == words)
         words, ports = words[there], ports[there]
-        queued = self._field(ports, "ioq.size").tolist()
-        found = dict(zip(words.tolist(), queued, strict=True))
+        both = (self._field(ports, name).tolist() for name in ("ioq.size", "connected"))
+        found = dict(zip(words.tolist(), zip(*both, strict=True), strict=True))
         tcp = self.are_tcp(ports)
         words, ports = words[tcp], ports[tcp]
         data, read = self._memory.gather(self._field(ports, "drv_data"), _DESCRIPTOR)

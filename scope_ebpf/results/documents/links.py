@@ -82,6 +82,10 @@ class LinkRow(TypedDict):
     full_seconds: float | None
     #: Seconds since the peer sent anything; it sends a tick at least every quarter of net_ticktime.
     silent_seconds: float | None
+    #: Ticks in a row at which nothing had come from the peer; null where they were not read.
+    ticks_missed: int | None
+    #: With so many the VM ends the link (``net_tickintensity``).
+    ticks_limit: int | None
     #: Processes that wait for it; null if they could not be read.
     suspended_total: int | None
     #: At most 100 of them.
