@@ -81,7 +81,7 @@ class End:
 
     def as_json(self) -> dict[str, Any]:
         """The last block."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "cost": self.cost._asdict()}
 
     @classmethod
     def of(cls, document: Value) -> End:

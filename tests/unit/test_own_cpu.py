@@ -54,11 +54,11 @@ def test_a_check_counts_its_own_thread_and_the_child_that_reads_for_it(monkeypat
     monkeypatch.setattr(checks, "Scene", lambda *_: scene)
     monkeypatch.setattr(checks, "require_target", lambda *_: None)
     found = checks.check(target, 0.0, lambda _: None)
-    assert 2.0 == found.cpu_seconds == found.as_json()["own_cpu_seconds"]
+    assert pytest.approx(2.0) == found.cpu_seconds == found.as_json()["own_cpu_seconds"]
 
 
 def test_a_reading_of_the_table_counts_its_own_thread():
     """
     It decides how often the table is read.
     """
-    assert 2.0 == ProcessTable(view(make(3)).target, LOAD).snapshot().seconds
+    assert pytest.approx(2.0) == ProcessTable(view(make(3)).target, LOAD).snapshot().seconds

@@ -192,7 +192,7 @@ class _Fork:
 
 
 def _serve(its: socket.socket) -> NoReturn:
-    """Be the attacher, in the fork; it looks like a fresh one to whoever ends processes by name."""
+    """Be the attacher, in the fork; its name and command line are those of a fresh one."""
     try:
         gc.freeze()
         attacher.block_signals()
