@@ -6,6 +6,8 @@ The processes that ``top`` shows first, compared with what the VM says of them.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import beams_run
@@ -74,3 +76,22 @@ def test_by_collections_the_busiest_collector_is_first(moving: beams_run.Beam):
     assert found[0]["name"] == "moving_heavy"
     speeds = {one["name"]: one["collected_bytes_per_second"] for one in found}
     assert speeds["moving_heavy"] > speeds["moving_light"] > speeds["moving_deaf"] == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["list"], ["top", "--once"], ["ps", "moving_deaf"], ["trace", "--duration", "0.2"]],
+    ids=" ".join,
+)
+def test_a_start_loads_no_part_of_numpy_that_it_does_not_need(moving: beams_run.Beam, words):
+    """
+    One name of ``numpy.lib``, such as ``np.append``, loads all of it: a sixth of a start.
+    """
+    of_one = [] if words == ["list"] else ["--pid", str(moving.pid)]
+    command = [sys.executable, "-X", "importtime", "-m", "scope_ebpf.cli.main", *words, *of_one]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    loaded = [line.rpartition("|")[2].strip() for line in ran.stderr.splitlines()]
+    # What is left out is imported empty first; what is asked for is imported once more.
+    assert 1 == loaded.count("numpy.lib._function_base_impl")
+    assert [] == [name for name in set(loaded) if "numpy.l" in name and loaded.count(name) > 1]

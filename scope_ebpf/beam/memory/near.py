@@ -64,7 +64,9 @@ def structs(memory: Memory, addresses: NDArray[np.uint64], size: int) -> Structs
         first = np.flatnonzero(far)
         if len(first) <= _USEFUL * len(ordered):
             begins = ordered[first]
-            ends = ordered[np.append(first[1:], len(ordered)) - 1] + np.uint64(size)
+            ends = np.empty_like(begins)
+            ends[:-1], ends[-1] = ordered[first[1:] - 1], ordered[-1]
+            ends += np.uint64(size)
             data, read = memory.gather_flat(begins, ends - begins)
             if read.all():  # else those are found that can be read
                 behind = np.cumsum(ends - begins, dtype=np.uint64)
