@@ -53,7 +53,9 @@ def looked(pid: int, capsys, form: str = "json", interval: float = 0.05):
     What ``schedulers --once`` prints.
     """
     schedulers.run(
-        argparse.Namespace(words=[], pid=str(pid), count=1, interval=interval, format=form)
+        argparse.Namespace(
+            words=[], pid=str(pid), count=1, interval=interval, format=form, split=False
+        )
     )
     text = capsys.readouterr().out
     return documents.load(text) if form == "json" else text
