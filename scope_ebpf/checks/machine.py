@@ -36,6 +36,8 @@ _MEMORY_NEAR, _MEMORY_FULL = 0.9, 0.97
 _FOLLOWING = {"processes": "top {pid} --once", "ports": "ports {pid}", "atoms": "memory {pid}"}
 #: Periods below which a share says nothing.
 _PERIODS = 5
+#: What does not return while ports are flushed (OTP-25.2.3 erts/emulator/beam/bif.c, halt_2).
+_HALT = ("erlang", "halt", 2)
 #: Functions in which a supervisor waits for a child to end, and init for all applications
 #: (OTP-25.2.3 lib/stdlib/src/supervisor.erl and erts/preloaded/src/init.erl).
 _SHUTDOWN = ("supervisor", "shutdown")
@@ -63,8 +65,10 @@ class Ending:
             progress, exit_code = map(target.address, ("erts_halt_progress", "erts_halt_code"))
             left, code = target.memory.u32(progress), target.memory.u32(exit_code)
         except ReadRefusedError as error:
-            self.refused["halting"] = str(error)
-            return []
+            found = self._called()
+            if not found:
+                self.refused["halting"] = str(error)
+            return found
         if left == _NO_HALT:
             return []
         signed = code - (1 << 32) if code >> 31 else code
@@ -72,6 +76,27 @@ class Ending:
             f"the VM halts with code {signed} and waits for {left} of its ports and schedulers",
         )
         return [Finding("halting", "critical", {"what": "vm"}, text, {"waiting": left})]
+
+    def _called(self) -> list[Finding]:
+        """That a process called ``erlang:halt/2``, which does not return, and stays in it."""
+        scene = self._scene
+        rows, names = scene.first.rows, scene.viewer.names
+        rows = scene.rows_of(rows["id"][names.in_functions(rows, _halts)].tolist()[:SHOWN])
+        rows = rows[names.in_functions(rows, _halts)]
+        if not len(rows):
+            return []
+        (one, *_) = scene.involved(rows)
+        text = (
+            *("the VM halts: ", who(one)),
+            (
+                f" has been in erlang:halt/2 for {scene.seconds:.1f} s or longer, and ports or "
+                "schedulers do not let it end"
+            ),
+        )
+        evidence: Evidence = {"seconds": round(scene.seconds, 3), "processes": [one]}
+        following = (ps(one), "ports {pid} --once")
+        about = subject(one)
+        return [Finding("halting", "critical", about, text, evidence, "certain", following)]
 
     def _stopping(self) -> list[Finding]:
         scene = self._scene
@@ -117,6 +142,10 @@ class Ending:
                 both = [scene.involved(scene.rows_of([pid]))[0] for pid in pair]
                 return both[0], both[1]
         return None
+
+
+def _halts(function: Mfa) -> bool:
+    return function[:3] == _HALT
 
 
 def monitored(scene: Scene, rows: NDArray[np.void]) -> list[int]:

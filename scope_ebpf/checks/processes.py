@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 #: Messages from which on a mailbox is a finding, and a critical one; the same of a log handler.
 _LONG, _VERY_LONG, _LOGGER = 1000, 100_000, 500
 #: Bytes and part of the VM's memory from which on what one process holds is a finding.
-_LARGE, _SHARE = 64 << 20, 0.5
+LARGE, SHARE = 64 << 20, 0.5
 #: Bytes of carriers without blocks, and the part of the carriers that these are.
 _EMPTY, _EMPTY_SHARE = 128 << 20, 0.6
 #: Restarts within its period from which on a supervisor is a finding.
@@ -39,6 +39,8 @@ _SUPERVISORS, _STACK, _CELLS = 2000, 32, 20_000
 _WORD = 8
 #: Bytes of a supervisor's state that are read, and the tag of a small integer.
 _STATE, _SMALL = 9 * _WORD, 0xF
+#: Words of the largest state: OTP 25 has 13 with its name, 29 has 16.
+_STATE_WORDS = 24
 
 
 class Mailboxes:
@@ -194,7 +196,7 @@ class Memory:
         self, rows: NDArray[np.void], sizes: NDArray[np.float64], total: int
     ) -> list[tuple[Involved, float]]:
         order = np.argsort(-sizes, kind="stable")[:SHOWN]
-        order = order[(sizes[order] >= _LARGE) & (sizes[order] >= _SHARE * total)]
+        order = order[(sizes[order] >= LARGE) & (sizes[order] >= SHARE * total)]
         return list(zip(self._scene.involved(rows[order]), sizes[order].tolist(), strict=True))
 
     def _fragmented(self, allocators: tuple[Allocator, ...]) -> list[Finding]:
@@ -228,7 +230,7 @@ class Memory:
         resident = 1024 * (status_number(status, "RssAnon") or 0)
         carriers = sum(one.carriers for one in allocators)
         outside = resident - carriers
-        if outside < 2 * _EMPTY or outside < _SHARE * resident:
+        if outside < 2 * _EMPTY or outside < SHARE * resident:
             return []
         text = (
             (
@@ -333,7 +335,7 @@ def restarts(viewer: Viewer, rows: NDArray[np.void]) -> dict[int, Restarts]:
     raw, read = memory.gather(words & np.uint64(POINTER_MASK), _STATE)
     fields = raw.view(np.uint64)
     header = fields[:, 0]
-    read &= (header & np.uint64(0x3F) == 0) & (header >= 9 << 6) & (header <= 14 << 6)
+    read &= (header & np.uint64(0x3F) == 0) & (header >= 9 << 6) & (header <= _STATE_WORDS << 6)
     read &= (fields[:, 6] & np.uint64(_SMALL) == _SMALL) & (fields[:, 7] & _SMALL == _SMALL)
     tags = {tag: is_atom(tag) and viewer.atoms.text(tag) for tag in set(fields[read, 1].tolist())}
     read[read] = [tags[tag] == "state" for tag in fields[read, 1].tolist()]

@@ -201,6 +201,7 @@ class Threads:
             for at in (0, -1)
         )
         cpu = (last - first) / (self._looks[-1][0] - self._looks[0][0])
+        # On a host that is full a short spin lasts for many looks, but takes no CPU.
         if cpu < _SPINNING or works > 1 - _MOSTLY or spins < 0.3:
             return None
         text = (

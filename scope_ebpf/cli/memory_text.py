@@ -12,7 +12,7 @@ from scope_ebpf.sinks.plain import plain, short, spelled
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from scope_ebpf.results.documents.memory import MemoryDocument, MemoryHolder
+    from scope_ebpf.results.documents.memory import MemoryDocument, MemoryHolder, TimerReceiver
 
 _KIND = "{:<24} {:>9} {:>9}"
 _ALLOCATOR = "{:<24} {:>9} {:>9} {:>7} {:>9}"
@@ -122,6 +122,14 @@ def _others(document: MemoryDocument) -> Iterator[str]:
             f"timers: {timers['receive']:,} of receive, {timers['bif']:,} of send_after and "
             "start_timer"
         )
+    if receivers := document.get("timer_receivers"):
+        texts = ", ".join(map(_receiver, receivers))
+        yield f"timers of send_after and start_timer by receiver: {texts}"
+
+
+def _receiver(one: TimerReceiver) -> str:
+    who = escaped(spelled(one["name"] or one["initial_call"] or ""))
+    return f"{one['pid']} {who} {one['timers']:,} (next in {one['next_due_seconds']:,.1f} s)"
 
 
 def _processes(heading: str, holders: list[MemoryHolder]) -> Iterator[str]:

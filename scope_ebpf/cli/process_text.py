@@ -48,6 +48,14 @@ _RARE = (
     ("suspended by", "suspended_by"),
     ("node monitors", "node_monitors"),
 )
+#: Those of the processes and ports behind them.
+_RELATED = (
+    ("linked to", "links"),
+    ("watches", "monitors"),
+    ("watchers", "watchers"),
+    ("holds up", "suspends"),
+    ("held up by", "suspended_by"),
+)
 
 
 def _pid(process: Mapping[str, Any]) -> str:
@@ -66,6 +74,22 @@ def _waits_for(found: Mapping[str, Any] | None) -> list[str]:
     until = "no timeout" if timeout is None else f"timeout {timeout:,} ms"
     asked = f"the reply of {server or 'a server'} to {found['request']}, {until}"
     return [f"  waits for     {escaped(spelled(asked))}"]
+
+
+def _related(process: Mapping[str, Any]) -> list[str]:
+    """Whom the process is linked to, watches, suspends, or is watched by."""
+    made = []
+    for label, key in _RELATED:
+        found = process["related"].get(key)
+        if found:
+            names = ", ".join(
+                " ".join(filter(None, (one["process"], one["name"] or one["initial_call"])))
+                for one in found
+            )
+            more = (process[key] or len(found)) - len(found)
+            rest = f" and {more:,} more" if more > 0 else ""
+            made.append(f"  {label:<13} {escaped(spelled(names))}{rest}")
+    return made
 
 
 def _held(mailbox: Mapping[str, Any]) -> list[str]:
@@ -90,6 +114,7 @@ def lines(process: Mapping[str, Any]) -> list[str]:
             text.append(f"  {label:<13} {about}{number}{unit}")
     text += _held(process["mailbox"])
     text += [f"  {label:<13} {process[key]:,}" for label, key in _RARE if process[key]]
+    text += _related(process)
     text += _waits_for(process["waits_for"])
     if process["moved"]:
         moved = ", ".join(process["moved"])

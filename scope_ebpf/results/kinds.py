@@ -30,6 +30,8 @@ Kind = Literal[
     "waits_for",
     "mailbox",
     "binaries",
+    "ets",
+    "timers",
     "outside",
     "fragmentation",
     "gc",

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, cast
 
 from scope_ebpf.beam.memory.process_memory import cpu_seconds
+from scope_ebpf.checks.held import Held
 from scope_ebpf.checks.machine import Ending, Quota, Tables
 from scope_ebpf.checks.processes import Mailboxes, Memory, Supervisors
 from scope_ebpf.checks.scene import Scene
@@ -33,6 +34,7 @@ PARTS: dict[str, Callable[[Scene], Part]] = {
     "mailboxes": Mailboxes,
     "supervisors": Supervisors,
     "memory": Memory,
+    "held": Held,
 }
 #: Looks at parts between the first and the last, and at schedulers, which are cheap.
 _LOOKS = 12

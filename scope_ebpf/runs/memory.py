@@ -81,6 +81,7 @@ def document(span: Span) -> documents.MemoryDocument:
         "tables": _tables(span),
         "persistent_terms": _terms(span, viewer),
         "timers": None if timers is None else {"receive": timers.receive, "bif": timers.bif},
+        "timer_receivers": _receivers(span, viewer),
         "newest_atoms": list(now.newest[: span.limit]),
         "processes_total": snapshot.total if snapshot else None,
         "torn": snapshot.torn + snapshot.unreadable if snapshot else 0,
@@ -291,6 +292,30 @@ def process_growth(
     for rate, measure in zip(found, measures, strict=True):
         rate[same] = (measure(rows)[same] - measure(earlier.rows)[was]) / span.seconds
     return found
+
+
+def _receivers(span: Span, viewer: Viewer | None) -> list[documents.TimerReceiver]:
+    """The processes that most timers will send to, as they are now."""
+    found, snapshot = span.now.timers, span.now.processes
+    if found is None or snapshot is None or viewer is None:
+        return []
+    first = snapshot.rows[found.rows[: span.limit]]
+    fresh = viewer.table.at(np.sort(first["slot"]).astype(np.int64)).rows
+    names, calls = viewer.names.registered(fresh), viewer.names.initial_calls(fresh)
+    known = dict(zip(fresh["id"].tolist(), zip(names, calls, strict=True), strict=True))
+    return [
+        {
+            "pid": viewer.pids.text(pid),
+            "name": known[pid][0],
+            "initial_call": str(known[pid][1]) if known[pid][1] else None,
+            "timers": count,
+            "next_due_seconds": round(due, 2),
+        }
+        for pid, count, due in zip(
+            first["id"].tolist(), found.counts.tolist(), found.due.tolist(), strict=False
+        )
+        if pid in known
+    ]
 
 
 def _described(

@@ -53,6 +53,9 @@ FORMS = [
         CLOCK + r"<[\d.]+> +\S+  \S+( v\d+)?\(.*\) <- \S.*",  # a call
         r"  \S+ -> \S+  [\d.]+(  [\d.]+)?",  # who waits for whom
         r"and \d+ more",
+        # Who waited all the time, why, and where.
+        r" +[\d,]+  \S.*: (waits|suspended|on a dirty)[^:]*, in \S+:\S+/\d+(, called by \S+.*)?",
+        r" +[\d,]+  \(\d+ more\)",
     )
 ]
 #: Figures of few letters in a line of several.

@@ -30,11 +30,13 @@ from scope_ebpf.daemon.readings.threads import WatchedThreads
 from scope_ebpf.errors import HostError
 from scope_ebpf.kernel import host
 from scope_ebpf.kernel.observers.thread_watch import ThreadWatch
+from scope_ebpf.runs.check import check
 
 if TYPE_CHECKING:
     import numpy as np
 
     from scope_ebpf.metrics.reading import NifReading
+    from scope_ebpf.results.check import Check
 
 NORMAL = ROLES.index("normal")
 #: Standard errors by which what is sampled may be off.
@@ -285,7 +287,7 @@ def test_a_slot_that_is_used_again_begins_at_zero(watch):
 class Spins(NamedTuple):
     """
     Of normal schedulers: samples, busy ones among them, CPU seconds, those without work as the VM
-    says, and those at work as we say.
+    says, and those at work as we say. What a check finds.
     """
 
     samples: int
@@ -293,6 +295,7 @@ class Spins(NamedTuple):
     cpu: float
     spun: float
     worked: float
+    verdict: Check | None
 
     def spread(self) -> float:
         """
@@ -323,7 +326,26 @@ def spins(watch, kind: str, enough: int, *options: str) -> Spins:
         reported = seen.accounting.sampled.busy_wait[0] - spun
         assert reported == pytest.approx(busy / events.SAMPLE_HZ)
         seen.close()
-    return Spins(samples, busy, cpu, cpu - worked, ours)
+        beam.ask("tick 20")
+        found = None if "none" in options or kind == "trixie27" else verdict(beam)
+    return Spins(samples, busy, cpu, cpu - worked, ours, found)
+
+
+def verdict(beam: beams_run.Beam) -> Check | None:
+    """
+    A check of the VM: the first one that finds busy waiting; None where the host gives the VM no
+    half of a CPU, which is not enough for it.
+    """
+    deadline, most = time.monotonic() + PATIENCE, 0.0
+    while time.monotonic() < deadline:
+        used, began = books(beam.pid)[0], time.monotonic()
+        found = check(inspect(beam.pid), 1.5)
+        if "busy_wait" in [one.kind for one in found.findings]:
+            return found
+        most = (books(beam.pid)[0] - used) / (time.monotonic() - began)
+        if most < 0.6:
+            return None
+    raise AssertionError(f"{most} CPUs, but {found.verdict()}")
 
 
 @pytest.mark.parametrize("kind", ["stock25", "trixie27", "sid29"])
@@ -340,6 +362,10 @@ def test_busy_waiting_is_distinguished_from_work(watch, kind):
     work = found.cpu - found.spun
     assert found.worked == pytest.approx(work, abs=(found.spread() + 0.1) * found.cpu)
     assert found.worked < 0.6 * found.cpu
+    if found.verdict:
+        (first, *_) = found.verdict.sorted()
+        assert ("busy_wait", "warning") == (first.kind, first.severity)
+        assert first.evidence["share"] >= 0.3
     # Each sample stands for the same time.
     near = SIGMAS * math.sqrt(found.samples)
     assert found.samples == pytest.approx(

@@ -5,6 +5,7 @@ What real VMs hold: every ETS table, port and stack as the node itself has it.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 import documents
@@ -17,6 +18,8 @@ from scope_ebpf.beam.vm.discover import inspect
 from scope_ebpf.daemon.readings.snapshots import Table
 from scope_ebpf.runs.memory import Span, document
 
+#: Seconds after which planted timers are due, and by which the VM's clock may be mistaken.
+DAY, CLOCK = 86400, 5
 FIELDS = (
     *("name", "memory_bytes", "named", "owner", "type", "protection", "objects", "keypos"),
     "compressed",
@@ -293,9 +296,16 @@ def test_timers_and_atoms_that_were_planted(beam):
     23 timers more, and the last of 23 atoms as the newest.
     """
     before = memory(beam, 5)["timers"]["bif"]
+    began = time.monotonic()
     assert ("done", "done") == (beam.ask("timers 23"), beam.ask("atoms 23"))
     found = memory(beam, 5)
     assert before + 23 == found["timers"]["bif"]
+    first, *others = found["timer_receivers"]
+    assert ("keeper", 23) == (first["name"], first["timers"])
+    # They are due after a day; that to a name is of no process.
+    due = first["next_due_seconds"]
+    assert DAY - (time.monotonic() - began) - CLOCK < due <= DAY + CLOCK
+    assert before - 1 == sum(one["timers"] for one in others)
     assert ["planted_23", "planted_22"] == found["newest_atoms"][:2]
     tables = {one["what"]: one["used"] for one in found["tables"]}
     assert len(node_tables(beam)) == tables["ets_tables"]

@@ -131,12 +131,19 @@ def test_monitors_and_watchers_are_those_of_process_info(kind: str):
             keys = ("monitors", "watchers", "links", "suspends")
             ours = " ".join(str(found[key]) for key in keys)
             assert beam.ask(f"counts {name}") == f"counts {ours}", name
+            related = [[one["process"] for one in found["related"][key]] for key in keys]
+            theirs = beam.ask(f"related {name}").removeprefix("related ").split("|")
+            for mine, all_of_them in zip(related, map(str.split, theirs), strict=True):
+                assert set(mine) <= set(all_of_them), name
+                assert min(10, len(all_of_them)) == len(mine), name
         held, suspended = ask(target, "moving_holder"), ask(target, "moving_suspended")
         assert (5, 2, 1) == (held["aliases"], held["suspends"], held["node_monitors"])
         assert 1 == suspended["suspended_by"]
         text = "\n".join(lines(held))
         assert "  aliases       5\n" in text
         assert "  suspends      2\n" in text
+        assert "moving_suspended" in {one["name"] for one in held["related"]["suspends"]}
+        assert "  held up by    " in "\n".join(lines(suspended))
 
 
 def test_a_long_mailbox_is_weighed_by_its_first_messages(moving: tuple[beams_run.Beam, Target]):
@@ -192,7 +199,7 @@ def test_parts_that_moved_each_time_are_named():
         ("status_reason", "waits_for", "aliases", "suspends", "suspended_by", "node_monitors")
     )
     process |= {"message_queue_len": 2, "pid": "<0.1.0>", "messages": [], "stack": []}
-    process["mailbox"] = {"outside_bytes": 0}
+    process |= {"mailbox": {"outside_bytes": 0}, "related": {}}
     assert "moved" not in "\n".join(lines(process | {"moved": []}))
     shown = "\n".join(lines(process | {"moved": ["stack", "messages"]}))
     assert "  moved         stack, messages: changed each time it was read" in shown

@@ -11,11 +11,13 @@ import pytest
 from beam_image import Image, ImageMemory
 from profile_fixtures import TARGET
 
+from scope_ebpf.beam.held.tables import ROW as TABLE
 from scope_ebpf.beam.vm.nifs import NativeFunction
 from scope_ebpf.beam.vm.schedulers import Queue, Scheduler
 from scope_ebpf.beam.vm.threads import Thread
 from scope_ebpf.cgroups import MemoryLimit, Throttled
-from scope_ebpf.checks import machine, processes, waits
+from scope_ebpf.checks import held, machine, processes, waits
+from scope_ebpf.checks.held import Held
 from scope_ebpf.checks.machine import Ending, Quota
 from scope_ebpf.checks.processes import Restarts, restarts
 from scope_ebpf.checks.schedulers import Threads
@@ -272,9 +274,74 @@ def test_a_build_that_hides_whether_it_halts_is_not_said_to_be_checked():
     def hidden(name: str) -> int:
         raise ReadRefusedError(f"{name} is hidden")
 
-    ending = Ending(SimpleNamespace(target=SimpleNamespace(address=hidden)))
+    scene = Halting(hidden, np.array([False, False]))
+    ending = Ending(scene)
     assert [] == ending._halting()
     assert {"halting": "erts_halt_progress is hidden"} == ending.refused
+    # One that is in erlang:halt/2 and stays there is another witness.
+    ending = Ending(Halting(hidden, np.array([False, True])))
+    (found,) = ending._halting()
+    assert ("halting", "critical", {}) == (found.kind, found.severity, ending.refused)
+    assert "the VM halts: shop has been in erlang:halt/2 for 3.0 s or longer" in found.text()
+    assert scene.asked(("erlang", "halt", 2, "bif"))
+    assert not scene.asked(("erlang", "halt", 1, "bif"))
+
+
+class Halting:
+    """
+    Two processes, those of which are in erlang:halt/2 that *here* says.
+    """
+
+    seconds = 3.0
+
+    def __init__(self, address, here: np.ndarray) -> None:
+        self.target = SimpleNamespace(address=address)
+        rows = np.zeros(2, [("id", np.uint64)])
+        rows["id"] = (23, 42)
+        self.first = SimpleNamespace(rows=rows)
+        self._here = dict(zip(rows["id"].tolist(), here.tolist(), strict=True))
+        self.viewer = SimpleNamespace(names=SimpleNamespace(in_functions=self._in))
+
+    def _in(self, rows: np.ndarray, asked) -> np.ndarray:
+        self.asked = asked
+        return np.array([self._here[pid] for pid in rows["id"].tolist()], np.bool_)
+
+    def rows_of(self, pids: list[int]) -> np.ndarray:
+        return self.first.rows[np.isin(self.first.rows["id"], pids)]
+
+    def involved(self, rows: np.ndarray) -> list[dict[str, str]]:
+        return [{"process": "<0.5.0>", "name": "shop", "initial_call": None, "function": None}]
+
+
+def test_an_ets_table_of_any_name_is_named_by_escapes(monkeypatch: pytest.MonkeyPatch):
+    """
+    A table of 90 % of the memory; its owner has ended meanwhile, and its name clears a screen.
+    """
+    rows = np.zeros(2, TABLE)
+    rows["memory_bytes"], rows["objects"], rows["name"] = (90 << 20, 1 << 20), 23, 7 << 6 | 0xB
+    reader = SimpleNamespace(read=lambda: SimpleNamespace(rows=rows))
+    monkeypatch.setattr(held, "TableReader", lambda _: reader)
+    part = object.__new__(Held)
+    atoms = SimpleNamespace(texts=lambda _: {7: "\x1b[2J\nshop"})
+    pids = SimpleNamespace(text=lambda _: "<0.9.0>")
+    part._scene = SimpleNamespace(
+        target=None,
+        viewer=SimpleNamespace(atoms=atoms, pids=pids),
+        rows_of=lambda _: rows[:0],
+        involved=lambda _: [],
+    )
+    blocks = [
+        SimpleNamespace(name="ets", blocks=91 << 20),
+        SimpleNamespace(name="ll", blocks=9 << 20),
+    ]
+    (found,) = part._tables(SimpleNamespace(allocators=blocks, memory=None))
+    assert ("ets", 90 << 20, 23) == (found.kind, found.evidence["bytes"], found.evidence["count"])
+    assert {"process": "<0.9.0>", "name": None}.items() <= found.subject.items()
+    assert "\x1b" not in "".join(lines(check(found).as_json()))
+    # Below half of the memory tables are not read at all.
+    blocks[1] = SimpleNamespace(name="ll", blocks=900 << 20)
+    monkeypatch.setattr(held, "TableReader", None)
+    assert [] == part._tables(SimpleNamespace(allocators=blocks, memory=None))
 
 
 @pytest.mark.parametrize(("throttled", "severity"), [(23, "critical"), (11, "warning"), (5, None)])
@@ -316,3 +383,25 @@ def test_all_schedulers_that_are_stuck_are_said_to_be_all():
     )
     assert found.text().startswith("every scheduler is at one process for 5.0 s or longer: <0.8")
     assert "names_nif:spin/1" in found.text()
+
+
+@pytest.mark.parametrize(("cpu", "is_found"), [(0.7, True), (0.04, False)])
+def test_spinning_is_found_by_the_cpu_that_it_takes(cpu, is_found):
+    """
+    One of two schedulers spins at each of 13 looks; on a host that is full it gets no CPU for it.
+    """
+    threads = object.__new__(Threads)
+    threads._looks = [
+        (
+            0.25 * turn,
+            [
+                Scheduler(Thread(1, "normal", 1, "R", cpu * 0.25 * turn, 0), "busy-waiting"),
+                Scheduler(Thread(2, "normal", 2, "S", 0.0, 0), "sleeping"),
+            ],
+        )
+        for turn in range(13)
+    ]
+    found = threads._spinning()
+    assert is_found == (found is not None)
+    if found:
+        assert (0.5, cpu) == (found.evidence["share"], found.evidence["per_second"])

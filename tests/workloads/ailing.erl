@@ -11,12 +11,14 @@
 -export([start/0, main/0, start/2, stop/1, init/1]).
 -export([hold/0, cache/0, collector/1, spinner/0, suspender/1, writer/1, loader/0]).
 -export([dies/0, crash/0, caller/0, slow/0, held/0, dirty/0, queue_writer/0, stays/0]).
--export([heap/0, crumbs/0, ports/0]).
+-export([heap/0, crumbs/0, ports/0, table/0, timers/0]).
 
 -define(MAILBOX, 12345).
 -define(ALIKE, 12345).
 -define(BINARIES, 200).
 -define(OUTSIDE, 300 bsl 20).
+-define(OBJECTS, 4567).
+-define(TIMERS, 123456).
 
 start() -> spawn_opt(?MODULE, main, [], [{priority, max}]).
 
@@ -118,6 +120,10 @@ plant(fragments) ->
     [ready(crumbler, fun crumbs/0)];
 plant(ports) ->
     [ready(opener, fun ports/0)];
+plant(table) ->
+    [ready(session_mgr, fun table/0)];
+plant(timers) ->
+    [ready(scheduler_of_it, fun timers/0)];
 plant(crowded) ->
     [spawn(?MODULE, spinner, []) || _ <- lists:seq(1, 200)];
 plant(atoms) ->
@@ -162,6 +168,14 @@ crumbs() ->
     has(Held).
 
 ports() -> has([open_port({spawn_driver, "ram_file_drv"}, []) || _ <- lists:seq(1, 800)]).
+
+table() ->
+    Table = ets:new(last_item, [named_table, public]),
+    true = ets:insert(Table, [{I, lists:seq(1, 1000)} || I <- lists:seq(1, ?OBJECTS)]),
+    erlang:garbage_collect(),
+    has(Table).
+
+timers() -> has([erlang:send_after(86400000, self(), never) || _ <- lists:seq(1, ?TIMERS)]).
 
 has(Held) ->
     get(main) ! {self(), ready},

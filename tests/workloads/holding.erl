@@ -73,6 +73,7 @@ keeper(Parent) ->
     [spawn(?MODULE, deep, [Depth, inner]) || Depth <- [2, 3, 4], _ <- lists:seq(1, 15)],
     [spawn(?MODULE, deep, [3, other]) || _ <- lists:seq(1, 5)],
     connect(),
+    erlang:send_after(86400000, no_such_name, never),
     spawn(?MODULE, printer, [self()]),
     receive printing -> ok end,
     spawn(?MODULE, hoarder, [self()]),

@@ -8,6 +8,7 @@
 %%
 %%   holds       makes moving_holder: monitors, aliases, suspended processes, subscriptions to nodes
 %%   counts NAME what process_info says: "counts MONITORS WATCHERS LINKS SUSPENDING"
+%%   related NAME  who is behind those counts, as pids and ports; kinds of them apart by a bar
 %%   fill NAME N N messages more for NAME, "done fill N"
 %%   hog N       N processes that never wait, "done hog"
 %%   memory NAME its memory, and the length of its mailbox
@@ -56,6 +57,10 @@ command(_, ["holds"]) ->
 command(_, ["counts", Name]) ->
     Found = erlang:process_info(whereis(list_to_atom(Name)), [monitors, monitored_by, links, suspending]),
     ["counts", [io_lib:format(" ~b", [length(List)]) || {_, List} <- Found]];
+command(_, ["related", Name]) ->
+    Found = erlang:process_info(whereis(list_to_atom(Name)), [monitors, monitored_by, links, suspending]),
+    Lists = [[io_lib:format(" ~w", [who(One)]) || One <- List, who(One) =/= none] || {_, List} <- Found],
+    ["related ", lists:join("|", Lists)];
 command(_, ["fill", Name, N]) ->
     To = whereis(list_to_atom(Name)),
     fill(To, list_to_integer(N)),
@@ -138,3 +143,10 @@ init(none) -> {ok, none}.
 handle_call(request, _From, State) -> {reply, answer, State};
 handle_call(slow, _From, State) -> nap(20), {reply, answer, State}.
 handle_cast(_, State) -> {noreply, State}.
+
+%% The process or port of one of those.
+who({process, {Name, _}}) -> whereis(Name);
+who({time_offset, _}) -> none;
+who({_, Who}) -> Who;
+who({Who, _, _}) -> Who;
+who(Who) -> Who.

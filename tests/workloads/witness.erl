@@ -11,6 +11,7 @@
 %%   crowd N      N processes that never wait, until "disperse"
 %%   flicker N    N milliseconds in which a process wakes up each millisecond; answers for how many
 %%                microseconds the normal schedulers worked meanwhile, as scheduler_wall_time says
+%%   tick N       N processes that wake a scheduler each millisecond, from now on
 %%   dirty_gc N   N collections of a heap so large that a dirty scheduler does them
 %%   become       ends the VM: its process runs what the environment variable BECOME says; no answer
 %%   spin KIND N MS  N calls of a native function of MS milliseconds each; KIND is spin or dirty_spin
@@ -75,6 +76,9 @@ answer(["flicker", N]) ->
     Before = worked(),
     flicker(erlang:monotonic_time(millisecond) + list_to_integer(N)),
     facts([{worked, worked() - Before}]);
+answer(["tick", N]) ->
+    [spawn(fun tick/0) || _ <- lists:seq(1, list_to_integer(N))],
+    done("tick", N);
 answer(["dirty_gc", N]) ->
     {Pid, Monitor} = spawn_monitor(fun() ->
         Kept = lists:seq(1, 400000),
@@ -109,6 +113,10 @@ flicker(End) ->
         true -> flicker(End);
         false -> ok
     end.
+
+%% Wakes a scheduler each millisecond from now on.
+tick() ->
+    receive after 1 -> tick() end.
 
 %% Microseconds that normal schedulers worked, since this is measured.
 worked() ->

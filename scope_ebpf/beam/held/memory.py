@@ -16,6 +16,7 @@ import numpy as np
 
 from scope_ebpf.beam.held.areas import atom_bytes, code_bytes, persistent_terms
 from scope_ebpf.beam.held.tables import TableReader
+from scope_ebpf.beam.held.timers import MOST, TIMERS, timers
 from scope_ebpf.beam.memory.process_memory import cpu_seconds
 from scope_ebpf.beam.processes.atoms import Atoms
 from scope_ebpf.beam.processes.table import BINARIES, LOAD, ProcessTable, base_bytes
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from scope_ebpf.beam.held.areas import PersistentTerms
     from scope_ebpf.beam.held.tables import TableReading
+    from scope_ebpf.beam.held.timers import Timers
     from scope_ebpf.beam.processes.table import Snapshot
     from scope_ebpf.beam.vm.allocators import AllocatorReading
     from scope_ebpf.beam.vm.target import Target
@@ -44,7 +46,7 @@ KINDS = (
 _ALLOCATED = ("total", "processes", "processes_used", "system", "binary", "ets")
 #: Tables of the VM that have a limit, or none.
 TABLES = ("processes", "ports", "atoms", "ets_tables")
-_COLUMNS = (*LOAD, *BINARIES)
+_COLUMNS = (*LOAD, *BINARIES, *TIMERS)
 #: Processes that are read: the rows of one look take some 100 bytes each.
 _MOST = 1 << 21
 _Reading = TypeVar("_Reading")
@@ -63,6 +65,8 @@ class Look:
     #: The last atoms that were made, the newest first.
     newest: tuple[str, ...] = ()
     processes: Snapshot | None = None
+    #: Timers by receiver, which is a row of *processes*.
+    timers: Timers | None = None
     ets: TableReading | None = None
     #: What was not read, and why.
     refused: dict[str, str] = field(default_factory=dict)
@@ -107,6 +111,7 @@ class MemoryReader:
         if self._table:
             with _told(found, "processes"):
                 found.processes = self._table.snapshot(most=_MOST)
+                self._receivers(found, found.processes)
         found.seconds = cpu_seconds() - began
         return found
 
@@ -138,6 +143,11 @@ class MemoryReader:
 
     def _code(self, found: Look) -> None:
         self._within(found, {"code": code_bytes(self.target)}, ())
+
+    def _receivers(self, found: Look, processes: Snapshot) -> None:
+        found.timers = timers(self.target, processes.rows)
+        if found.timers.cut:
+            found.refused["timers"] = f"no more than {MOST:,} are read to count them by receiver"
 
     @staticmethod
     def _within(found: Look, figures: dict[str, int], pairs: tuple[tuple[str, str], ...]) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from scope_ebpf.beam.memory.process_memory import column, cpu_seconds
+from scope_ebpf.beam.memory.process_memory import cpu_seconds
 from scope_ebpf.beam.processes.table import CHUNK, COLLECTING, IDENTITY, LOAD
 from scope_ebpf.beam.processes.view import LABEL, Viewer
 from scope_ebpf.beam.servers.waiting import ON_SCHEDULER
@@ -89,8 +89,7 @@ class StackReader:
     def __init__(self, target: Target) -> None:
         self.viewer = Viewer(target, (*LOAD, *IDENTITY))
         self._memory, layout = target.memory, target.layout
-        offsets = [layout.offset("Process", name) for name in ("state", "reds")]
-        self._moving = min(offsets), [at - min(offsets) for at in offsets]
+        self._moving = [layout.offset("Process", name) for name in ("state", "reds")]
         odd = np.frombuffer(secrets.token_bytes(_WORD * (MOST_WORDS + 2)), np.uint64)
         self._key = odd | np.uint64(1)
 
@@ -243,12 +242,14 @@ class StackReader:
 
     def _stands(self, rows: NDArray[np.void]) -> NDArray[np.bool_]:
         """Which processes are on no scheduler, and were not since their rows were read."""
-        begin, (state, reds) = self._moving
-        raw, read = self._memory.gather(rows["pointer"] + np.uint64(begin), max(state, reds) + 8)
-        now = column(raw, state, np.uint32)
-        away = np.uint32(ON_SCHEDULER | COLLECTING)
-        stands: NDArray[np.bool_] = read & ((now | rows["state"]) & away == 0)
-        stands &= column(raw, reds, np.uint64) == rows["reductions"]
+        state, reds = self._moving
+        places = [rows["pointer"] + np.uint64(at - at % _WORD) for at in (state, reds)]
+        words, read = self._memory.scattered(np.concatenate(places))
+        now, reductions = words.reshape(2, -1)
+        now >>= np.uint64(8 * (state % _WORD))
+        away = np.uint64(ON_SCHEDULER | COLLECTING)
+        stands: NDArray[np.bool_] = (now | rows["state"]) & away == 0
+        stands &= (reductions == rows["reductions"]) & read.reshape(2, -1).all(axis=0)
         return stands
 
 

@@ -39,7 +39,7 @@ IOV_MAX = 1024
 MAX_READ = 1 << 28
 
 _IOVEC = np.dtype([("base", "<u8"), ("length", "<u8")])
-_WORD = 8
+_WORD, _PAGE_BITS = 8, 12
 
 
 class _Iovec(ctypes.Structure):
@@ -229,6 +229,28 @@ class Memory:
         good = self._gather(np.ascontiguousarray(addresses, np.uint64), sizes, out.reshape(-1))
         out[~good] = 0
         return out, good
+
+    def scattered(
+        self, addresses: NDArray[np.uint64]
+    ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+        """
+        Read the words at *addresses*, by whole pages, and which were read.
+
+        Faster than :meth:`gather` where there are two or more in most pages, because the kernel
+        takes as long for a word as for half a page. An address that is no multiple of 8 is refused.
+        """
+        pages, inverse = np.unique(addresses >> np.uint64(_PAGE_BITS), return_inverse=True)
+        first = np.flatnonzero(np.diff(pages, prepend=pages[:1] + np.uint64(2)) != 1)
+        counts = np.diff(np.append(first, len(pages))).astype(np.uint64)
+        starts = pages[first] << np.uint64(_PAGE_BITS)
+        raw, read = self.gather_flat(starts, counts << np.uint64(_PAGE_BITS))
+        within = (addresses & np.uint64((1 << _PAGE_BITS) - 1)).astype(np.int64)
+        inverse = inverse.reshape(-1)
+        places = (inverse << _PAGE_BITS) + within
+        good = np.repeat(read, counts.astype(np.int64))[inverse] & (within % _WORD == 0)
+        words = raw.view(np.uint64)[places // _WORD]
+        words[~good] = 0
+        return words, good
 
     def gather_ragged(
         self, addresses: NDArray[np.uint64], sizes: NDArray[np.uint64]

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from scope_ebpf.arrays import distinct
 from scope_ebpf.beam.memory.moment import HEAPS, MAX_MESSAGES, Moment, moments, stood
-from scope_ebpf.beam.processes.monitors import counts
+from scope_ebpf.beam.memory.terms import PortCodec, is_pid
+from scope_ebpf.beam.processes.monitors import counts, related
 from scope_ebpf.beam.processes.reasons import status_reason
 from scope_ebpf.beam.processes.table import ALL, DETAIL, PRIORITY
 from scope_ebpf.beam.servers.waiting import calls, of_stack
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from scope_ebpf.beam.memory.moment import Message
     from scope_ebpf.beam.memory.walk import Walk
     from scope_ebpf.beam.processes.view import Viewer
-    from scope_ebpf.results.documents.processes import ProcessDetail, WaitsFor
+    from scope_ebpf.results.documents.processes import ProcessDetail, Related, WaitsFor
 
 __all__ = ["FIELDS", "MAX_MESSAGES", "PID", "detail", "find", "frames", "near"]
 
@@ -31,8 +33,8 @@ __all__ = ["FIELDS", "MAX_MESSAGES", "PID", "detail", "find", "frames", "near"]
 FIELDS = (*ALL, *DETAIL)
 #: A pid of the VM itself, as Erlang, Elixir or a person writes it.
 PID = re.compile(r"(?:#PID)?<?(\d+\.\d+\.\d+)>?")
-#: Frames that are shown.
-MAX_FRAMES = 50
+#: Frames that are shown, and processes that one is linked to or has a monitor with, of each kind.
+MAX_FRAMES, MAX_RELATED = 50, 10
 _WORD = 8
 #: F_TRAP_EXIT and ERTS_PSFLG_OFF_HEAP_MSGQ (OTP-25.2.3 and 27.3.4.1 erl_process.h).
 _TRAP_EXIT, _OFF_HEAP = 1 << 22, 1 << 24
@@ -84,6 +86,7 @@ def _describe(viewer: Viewer, moment: Moment) -> ProcessDetail:
         "status_reason": status_reason(viewer, moment),
         "waits_for": _waits_for(viewer, moment),
         **_counts(viewer, moment),
+        "related": _related(viewer, moment),
         "mailbox": {
             "outside_bytes": int(sizes.mailboxes.bytes[0]),
             "binary_bytes": int(sizes.mailboxes.binaries[0]),
@@ -153,6 +156,26 @@ def _counts(viewer: Viewer, moment: Moment) -> dict[str, int | None]:
         "suspended_by": found.suspended_by if whole[1] else None,
         "node_monitors": found.nodes if whole[0] else None,
     }
+
+
+def _related(viewer: Viewer, moment: Moment) -> dict[str, list[Related]]:
+    """The first of those that the process is linked to, watches, suspends, or is watched by."""
+    target = viewer.target
+    nodes = moment.monitors.nodes, moment.watchers.nodes, moment.links.nodes
+    found = {name: terms[:MAX_RELATED] for name, terms in related(target, *nodes).items()}
+    pids = [term for terms in found.values() for term in terms.tolist() if is_pid(term)]
+    slots = distinct(viewer.table.slots_of(np.array(pids, np.uint64)))
+    rows = viewer.table.at(slots).rows
+    named = viewer.names.registered(rows), viewer.names.initial_calls(rows)
+    known = dict(zip(rows["id"].tolist(), zip(*named, strict=True), strict=True))
+    ports = PortCodec.of(target)
+
+    def text(term: int) -> Related:
+        name, call = known.get(term, (None, None))
+        who = viewer.pids.text(term) if is_pid(term) else ports.text(term)
+        return {"process": who, "name": name, "initial_call": str(call) if call else None}
+
+    return {name: list(map(text, terms.tolist())) for name, terms in found.items()}
 
 
 def _count(walk: Walk) -> int | None:

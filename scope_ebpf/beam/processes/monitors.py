@@ -15,6 +15,7 @@ import numpy as np
 
 from scope_ebpf.arrays import within
 from scope_ebpf.beam.memory.process_memory import column
+from scope_ebpf.beam.memory.terms import is_pid, is_port
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -127,13 +128,39 @@ def extended(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 def counts(target: Target, tree: NDArray[np.uint8], ring: NDArray[np.uint8]) -> Counts:
     """Count the nodes of the tree and of the ring of one process, rows of ErtsMonLnkNode."""
-    of = kinds(target)
     nodes = np.concatenate([tree, ring])
-    nodes = nodes[fits(target, nodes)]
+    return Counts(*(int(one.sum()) for one in _of_each(target, nodes[fits(target, nodes)])))
+
+
+def related(
+    target: Target, tree: NDArray[np.uint8], ring: NDArray[np.uint8], links: NDArray[np.uint8]
+) -> dict[str, NDArray[np.uint64]]:
+    """
+    Terms of the local processes and ports that a process is linked to, or has a monitor with.
+
+    By the names of :class:`Counts`, and ``links``. What is of another node, or watched by its name,
+    has no such term.
+    """
+    nodes = np.concatenate([tree, ring])
+    nodes, links = nodes[fits(target, nodes)], links[fits(target, links)]
+    masks = dict(zip(Counts._fields, _of_each(target, nodes), strict=True))
+    found = {name: nodes[masks[name]] for name in ("monitors", "watchers", "suspends")}
+    found |= {"suspended_by": nodes[masks["suspended_by"]], "links": links}
+    offset = target.layout.offset("ErtsMonLnkNode", "other")
+    return {
+        name: terms[[is_pid(term) or is_port(term) for term in terms.tolist()]]
+        for name, rows in found.items()
+        for terms in [column(rows, offset, np.uint64)]
+    }
+
+
+def _of_each(target: Target, nodes: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], ...]:
+    """Which of *nodes* are of each kind of :class:`Counts`."""
+    of = kinds(target)
     here, own = kind(target, nodes), ~_flag(target, nodes, _TARGET)
     plain = within(here, (_PROC, _PORT, *of.remote))
     pending = _flag(target, nodes, _SPAWN_PENDING)
-    found = (
+    return (
         own & (plain | (here == _TIME_OFFSET)) & ~pending,
         ~own & (plain | (here == of.resource)),
         here == of.alias,
@@ -141,7 +168,6 @@ def counts(target: Target, tree: NDArray[np.uint8], ring: NDArray[np.uint8]) -> 
         ~own & (here == of.suspend),
         own & within(here, of.nodes),
     )
-    return Counts(*(int(one.sum()) for one in found))
 
 
 def suspenders(target: Target, ring: NDArray[np.uint8]) -> list[int]:

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 _WORD = 8
 #: ErtsSchedulerSleepInfo.flags and its bits (OTP-25.2.3 and 27.3.4.1 erl_process.h).
-_SLEEP_FLAGS = 24
+SLEEP_FLAGS = 24
 #: The flag of sleeping is set by spinning schedulers, too; the kind of sleep only by sleeping ones.
-_SLEEPING, _WAITING, _SUSPENDED = 1 << 1 | 1 << 2, 1 << 3, 1 << 4
+SLEEPING, WAITING, SUSPENDED = 1 << 1 | 1 << 2, 1 << 3, 1 << 4
 _QUEUE_INFO = 12  # ErtsRunQueueInfo: length, longest, reductions
 
 
@@ -145,7 +145,7 @@ class Schedulers:
         value = {name: int.from_bytes(raw[at : at + _WORD], "little") for name, at in field.items()}
         if thread.number not in (value["no"], value["dirty_no"] & 0xFFFFFFFF):
             raise ReadRefusedError(f"scheduler {thread.number} calls itself {value['no']}")
-        flags = memory.u32(value["ssi"] + _SLEEP_FLAGS)
+        flags = memory.u32(value["ssi"] + SLEEP_FLAGS)
         busy = value["current_process"] or value["current_port"]
         doing = _doing(thread, flags, running=bool(busy))
         queue = None
@@ -238,8 +238,8 @@ def _doing(thread: Thread, flags: int, *, running: bool) -> str:
         return "stopped"
     if running:
         return "running"
-    if flags & _SUSPENDED:
+    if flags & SUSPENDED:
         return "suspended"
-    if flags & _SLEEPING:
+    if flags & SLEEPING:
         return "sleeping"
-    return "busy-waiting" if flags & _WAITING else _kernel_view(thread)
+    return "busy-waiting" if flags & WAITING else _kernel_view(thread)

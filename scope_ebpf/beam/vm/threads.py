@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +67,25 @@ def threads(pid: int, proc: Path = Path("/proc")) -> list[Thread]:
         used = (int(fields[11]) + int(fields[12])) / tick
         found.append(Thread(int(tid), *role, fields[0], used, waits or 0))
     return sorted(found, key=lambda thread: (ROLES.index(thread.role), thread.number))
+
+
+def uptime(pid: int, proc: str = "/proc") -> float:
+    """
+    Seconds since the VM began its clock, by the age of its oldest thread besides the first.
+
+    That one is older than the VM where another program was executed before it. The VM begins its
+    clock just before it starts threads, and the kernel counts their age in hundredths of a second.
+    """
+    tick, starts = os.sysconf("SC_CLK_TCK"), [2**63]
+    for tid in _tids(f"{proc}/{pid}/task"):
+        if tid == str(pid):
+            continue
+        try:
+            fields = _read(f"{proc}/{pid}/task/{tid}/stat").rpartition(b")")[2].split()
+        except OSError:
+            continue
+        starts.append(int(fields[19]))
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - min(starts) / tick)
 
 
 def _tids(folder: str) -> list[str]:

@@ -25,6 +25,8 @@ class Subject(TypedDict, total=False):
     peer: str
     #: A table of the VM, a kind of scheduler, or an allocator.
     what: str
+    #: An ETS table of the process.
+    table: str
     function: str | None
     #: Path of a native library, as the VM sees it.
     library: str

@@ -115,6 +115,19 @@ class TimerCounts(TypedDict):
     bif: int
 
 
+class TimerReceiver(TypedDict):
+    """One process that timers will send to."""
+
+    pid: str
+    #: Registered name; null without one.
+    name: str | None
+    initial_call: str | None
+    #: Of ``erlang:send_after`` and ``erlang:start_timer`` to its pid, not to its name.
+    timers: int
+    #: Seconds until the first of them is due.
+    next_due_seconds: float
+
+
 class MemoryHolder(TypedDict):
     """One process that holds memory."""
 
@@ -163,6 +176,8 @@ class MemoryDocument(TypedDict):
     tables: list[TableUse]
     persistent_terms: PersistentTerms | None
     timers: TimerCounts | None
+    #: Those with most timers. Absent in older files of the daemon.
+    timer_receivers: NotRequired[list[TimerReceiver]]
     #: The last atoms that were made, the newest first.
     newest_atoms: list[str]
     processes_total: int | None

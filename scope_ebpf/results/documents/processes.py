@@ -165,6 +165,26 @@ class Mailbox(TypedDict):
     estimated: bool
 
 
+class Related(TypedDict):
+    """A process or port of the same VM that a process is linked to, or has a monitor with."""
+
+    #: A pid or port as Erlang writes it.
+    process: str
+    #: Registered name; null without one.
+    name: str | None
+    initial_call: str | None
+
+
+class AllRelated(TypedDict):
+    """The first ten of each kind."""
+
+    links: list[Related]
+    monitors: list[Related]
+    watchers: list[Related]
+    suspends: list[Related]
+    suspended_by: list[Related]
+
+
 class ProcessDetail(ProcessRow):
     """Everything that can be read of one process; a count is null where it was not read whole."""
 
@@ -187,6 +207,7 @@ class ProcessDetail(ProcessRow):
     suspends: int | None
     suspended_by: int | None
     node_monitors: int | None
+    related: AllRelated
     mailbox: Mailbox
     #: Shapes of the messages that wait longest.
     messages: list[str]

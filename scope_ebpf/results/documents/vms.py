@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -248,6 +248,23 @@ class Scheduler(SchedulerThread):
     run_queue: RunQueue | None
 
 
+class SchedulerSplit(TypedDict):
+    """What one scheduler was at, from samples: parts of 1 whose sum is 1."""
+
+    samples: int
+    #: By how much a part may be off, at 95 %.
+    error: float
+    #: Erlang code, BIFs, and operations on ETS tables.
+    erlang: float
+    gc: float
+    nif: float
+    port: float
+    #: Polls for I/O, timers, and other work of the runtime.
+    other: float
+    busy_wait: float
+    sleep: float
+
+
 class SchedulerLook(Scheduler):
     """One thread over an interval; a rate is null where the VM keeps no count of it."""
 
@@ -257,6 +274,8 @@ class SchedulerLook(Scheduler):
     reductions_per_second: float | None
     #: How long, at least, it has been at the same work.
     unchanged_seconds: float
+    #: Null without --split, and for threads that are no schedulers. Absent in older documents.
+    split: NotRequired[SchedulerSplit | None]
 
 
 class SchedulersDocument(TypedDict):
