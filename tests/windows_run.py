@@ -45,7 +45,7 @@ class Seen(NamedTuple):
     One window: what was counted, and what else is known of it.
     """
 
-    count: int
+    number: int
     closed: ClosedWindow
 
 
@@ -146,9 +146,9 @@ def block(truth: Truth, eye: Eye, event: str, windows: int, rng: random.Random) 
     for _ in range(windows):
         time.sleep(rng.uniform(0.02, 0.08))
         seen = eye.window(event, rng.uniform(0.003, 0.01))
-        if seen.closed.growth is not None:
-            count = np.array([float(seen.count)])
-            closed = seen.closed
+        closed = seen.closed
+        if closed.growth is not None and closed.rate_before is not None:
+            count = np.array([float(seen.number)])
             estimate.window(count, closed.growth, closed.seconds, closed.rate_before, closed.second)
     ended = eye.counters.sample(event)
     growth = eye.counters.growth(event, began.value, ended.value)

@@ -162,11 +162,8 @@ class TelemetryHooks:
         try:
             self._counting = _Counting(self._watch, offer.specs, samples=clock is not None)
             self.specify(offer.specified)
-            place = (
-                Lookups(self._watch, offer.hooks)
-                if offer.hooks
-                else Armed(self._watch, target.pid, offer.addresses)
-            )
+            self._armed = Armed(self._watch, target.pid, offer.addresses)
+            place = Lookups(self._watch, offer.hooks) if offer.hooks else self._armed
             place.turn = _TURN
             vm = Vm(self._cpu, self._work)
             self._observation = Observation(
@@ -181,6 +178,10 @@ class TelemetryHooks:
         """Count events as these specifications say, from now on."""
         for event, spec in specified:
             self._watch.specify(event, spec, other_row(int(spec["number"])))
+
+    def move(self, addresses: Sequence[int]) -> None:
+        """Set breakpoints at *addresses* instead, where they see events, at the next run."""
+        self._armed.move(addresses)
 
     def run(self) -> None:
         """Attach and detach what is due; raises as the constructor, and ReadRefusedError."""

@@ -29,8 +29,8 @@ class TelemetrySlot:
     The telemetry hooks of *target*, none until they are offered; *hooks* are its others, *threads*
     its threads.
 
-    :meth:`offer`, :meth:`specify` and :meth:`take` are for another thread, all else is for the
-    loop, and raises NoSuchProcessError and NoAnswerError.
+    :meth:`offer`, :meth:`move`, :meth:`specify` and :meth:`take` are for another thread, all else
+    is for the loop, and raises NoSuchProcessError and NoAnswerError.
 
     Attributes:
         next_due: when :meth:`run` is due, monotonic seconds; None while there are no hooks.
@@ -43,6 +43,7 @@ class TelemetrySlot:
         self._hooks: TelemetryHooks | None = None
         self._offers: deque[Offer | None] = deque(maxlen=1)
         self._specified: deque[Sequence[Specified]] = deque()
+        self._moves: deque[Sequence[int]] = deque(maxlen=1)
         self._error: Exception | None = None
         #: Seconds of CPU that hooks took which are out.
         self._spent = 0.0
@@ -55,8 +56,13 @@ class TelemetrySlot:
     def offer(self, offer: Offer | None) -> None:
         """Attach hooks as *offer* says at the next tick; None to take them out."""
         self._specified.clear()
+        self._moves.clear()
         self._error = None
         self._offers.append(offer)
+
+    def move(self, addresses: Sequence[int]) -> None:
+        """Set breakpoints at these addresses instead, from the next tick on."""
+        self._moves.append(addresses)
 
     def specify(self, specified: Sequence[Specified]) -> None:
         """Count events as these specifications say, too, from the next tick on."""
@@ -97,6 +103,8 @@ class TelemetrySlot:
                     budget=self._others.budget,
                     clock=self._threads.work_clock() if self._threads else None,
                 )
+        while self._hooks and self._moves:
+            self._hooks.move(self._moves.popleft())
         while self._hooks and self._specified:
             self._hooks.specify(self._specified.popleft())
 

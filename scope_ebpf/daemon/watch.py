@@ -185,6 +185,10 @@ class Watch:
         """Count telemetry as *offer* says, from the next tick on; None to count none."""
         self._telemetry.offer(offer)
 
+    def move_telemetry(self, addresses: Sequence[int]) -> None:
+        """Set breakpoints at *addresses* instead; called by the thread that reads telemetry."""
+        self._telemetry.move(addresses)
+
     def specify_telemetry(self, specified: Sequence[Specified]) -> None:
         """Count telemetry as these specifications say, too; called by the thread that reads it."""
         self._telemetry.specify(specified)

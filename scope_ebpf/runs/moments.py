@@ -329,9 +329,13 @@ class Moments:
         return self._slows(used, self.seconds, hit)
 
     def _slows(self, used: float, seconds: float, hit: float) -> bool:
-        """The same, in so many *seconds*; what light windows passed says it of others."""
+        """
+        The same, in so many *seconds*; what light windows passed says it of others.
+
+        Those are short, so not the busiest of them: one burst would make all others light.
+        """
         brief = self._passed.get(True)
-        busiest = max(self._passed[False].busiest, _HEAVIER * brief.busiest if brief else 0.0)
+        busiest = max(self._passed[False].busiest, _HEAVIER * brief.mean if brief else 0.0)
         return busiest * hit >= _SLOWS * max(1.0, used / seconds)
 
     def scale(self, *, changed: bool, windows: list[Window] | None = None) -> Scale:

@@ -207,17 +207,17 @@ class Windows(Counting):
         scale = self._moments.scale(changed=changed)
         numbers = [round(int(count) * scale.factor) for count in counts]
         errors = [self._error(scale, slot, number) for number in range(len(_COUNTS))]
-        if whole:
-            of = self._moments.scale(changed=changed, windows=whole)
-            for number in range(_COUNTS.index("remote_calls"), len(_COUNTS)):
-                numbers[number] = round(int(counts[number]) * of.factor)
-                errors[number] = self._error(of, slot, number, whole)
+        known = are_enough(whole)
+        of = self._moments.scale(changed=changed, windows=whole) if known else None
+        for number in range(_COUNTS.index("remote_calls"), len(_COUNTS)):
+            numbers[number] = round(int(counts[number]) * of.factor) if of else 0
+            errors[number] = self._error(of, slot, number, whole) if of else 0.0
         calls, casts, remote_calls, remote_casts, infos = numbers
         return Messages(
             self._moments.seconds,
             calls + remote_calls,
             casts + remote_casts,
-            infos if are_enough(whole) else None,
+            infos if known else None,
             queue,
             service,
             call,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from scope_ebpf.beam.code.follow import Follow
 from scope_ebpf.beam.telemetry.library import execute
-from scope_ebpf.beam.vm.threads import threads
+from scope_ebpf.beam.vm.threads import number_of_threads, threads
 from scope_ebpf.errors import NothingToAttachError, ScopeError
 from scope_ebpf.events import Hook, Variant
 from scope_ebpf.kernel.observers.call_watch import BREAKPOINT_SECONDS
@@ -29,6 +29,9 @@ _LOOKUP, _EVENT = 0.15, 2.6
 CODE_TURN, TURN = 0.004, 0.01
 #: Looks after code was loaded, until breakpoints stand before the last one.
 _CODE_LOOKS = 3
+#: Breakpoints that the daemon sets in a VM, at most: each takes two of its files. Threads of a VM
+#: that it looks for schedulers among; one with 1,024 of these has 2,200.
+_MOST_BREAKPOINTS, _MOST_THREADS = 512, 4096
 
 
 class Place(Protocol):
@@ -128,13 +131,19 @@ class Armed:
     """
     Hardware breakpoints on ``telemetry:execute/3`` at *addresses* that others know.
 
-    They say when there are others, so no memory of process *pid* is read.
+    They say when there are others, by :meth:`move`, so no memory of process *pid* is read. How many
+    threads it has is its own choice: NothingToAttachError for too many.
     """
 
     via, turn = Breakpoint.via, TURN
 
     def __init__(self, watch: TelemetryWatch, pid: int, addresses: Sequence[int]) -> None:
         self._watch, self._pid, self._addresses = watch, pid, addresses
+        self._has_moved = False
+
+    def move(self, addresses: Sequence[int]) -> None:
+        """Others are used from the next call of :meth:`attach` or :meth:`follow` on."""
+        self._addresses, self._has_moved = addresses, True
 
     def cost(self, other: float, own: float, entry: float) -> float:
         """See :class:`Place`; as of :class:`Breakpoint`."""
@@ -143,11 +152,22 @@ class Armed:
 
     def attach(self) -> None:
         """See :class:`Place`."""
+        self._has_moved = False
+        if (there := number_of_threads(self._pid)) > _MOST_THREADS:
+            raise NothingToAttachError(f"no breakpoint is set in a VM of {there:,} threads")
         tids = [one.tid for one in threads(self._pid) if one.role == "normal"]
+        wanted = len(tids) * len(self._addresses)
+        if wanted > _MOST_BREAKPOINTS:
+            raise NothingToAttachError(
+                f"{wanted:,} breakpoints would be needed, for {len(tids):,} schedulers; "
+                f"{_MOST_BREAKPOINTS} may be set"
+            )
         self._watch.arm(self._addresses, tids)
 
     def follow(self) -> None:
-        """Do nothing: see the class."""
+        """See :class:`Place`; after :meth:`move`."""
+        if self._has_moved:
+            self.attach()
 
     def missed(self) -> float:
         """Return 0: what is missed is not known here."""

@@ -52,7 +52,7 @@ def test_a_window_counts_what_the_vm_counts_in_it(
     with windows_run.busy(hogs), windows_run.observing(bursts, event) as eye:
         seen = [eye.window(event, rng.uniform(0.003, 0.01)) for _ in range(WINDOWS)]
     assert "resting" == bursts.ask("rest")
-    known = [(s.count, s.closed.growth) for s in seen if s.closed.growth is not None]
+    known = [(s.number, s.closed.growth) for s in seen if s.closed.growth is not None]
     apart = [(count, growth) for count, growth in known if abs(count - growth) > SLACK]
     assert [] == apart
     assert len(known) > WINDOWS // 2

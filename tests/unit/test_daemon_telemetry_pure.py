@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from scope_ebpf import events
+from scope_ebpf.beam.telemetry import library
 from scope_ebpf.beam.telemetry.encoding import Decoder
 from scope_ebpf.budget.strata import Estimate
 from scope_ebpf.daemon import telemetry as hooks
@@ -23,7 +24,13 @@ from scope_ebpf.daemon.readings import telemetry
 from scope_ebpf.daemon.readings.telemetry import Sight, TelemetryLooks
 from scope_ebpf.daemon.telemetry import Crop, TelemetryHooks
 from scope_ebpf.daemon.telemetry_slot import TelemetrySlot
-from scope_ebpf.errors import HostError, NoAnswerError, NoSuchProcessError, ReadRefusedError
+from scope_ebpf.errors import (
+    HostError,
+    NoAnswerError,
+    NoSuchProcessError,
+    NothingToAttachError,
+    ReadRefusedError,
+)
 from scope_ebpf.metrics.telemetry import Span, TelemetryReading
 from scope_ebpf.runs import telemetry_hooks
 from scope_ebpf.telemetry.specs import Spec, of_series
@@ -46,9 +53,10 @@ class Watched:
     error: Exception | None = None
     refused: Exception | None = None
     offers: list = field(default_factory=list)
+    moves: list = field(default_factory=list)
     looks: int = 0
     crops: int = 0
-    moved: bool = False
+    moved: list | None = None
 
     def __post_init__(self) -> None:
         identity = SimpleNamespace(check=lambda: None)
@@ -57,6 +65,9 @@ class Watched:
     def offer_telemetry(self, offer: object) -> None:
         self.refused = None
         self.offers.append(offer)
+
+    def move_telemetry(self, addresses: object) -> None:
+        self.moves.append(addresses)
 
     def specify_telemetry(self, specified: object) -> None:
         raise AssertionError(specified)
@@ -83,9 +94,8 @@ class ASight:
     def __init__(self, state: SimpleNamespace, watch: Watched) -> None:
         self._state, self._watch, self.is_there, self._offered = state, watch, False, False
 
-    def has_moved(self) -> bool:
-        moved, self._watch.moved = self._watch.moved, False
-        self._offered &= not moved
+    def moved(self) -> list | None:
+        moved, self._watch.moved = self._watch.moved, None
         return moved
 
     def look(self) -> str | None:
@@ -218,33 +228,76 @@ def test_a_failure_now_and_then_changes_nothing(run: SimpleNamespace):
     assert {} == run.errors
 
 
-def test_code_that_was_loaded_anew_is_offered_at_once(run: SimpleNamespace):
+def test_breakpoints_follow_code_that_was_loaded_anew(run: SimpleNamespace):
     """
-    Within a second or two, not only at the next search.
+    Within a second or two, with the hooks that are there: a VM may load code all the time, and to
+    load programs takes the daemon most of a second.
     """
     run.watches = [watch := Watched()]
     run.go(10)
+    for turn in range(23):
+        watch.moved = [4096 + turn]
+        run.go(2)
     assert ["offer"] == watch.offers
-    watch.moved = True
-    run.go(3)
-    assert ["offer", "offer"] == watch.offers
+    assert [[4096 + turn] for turn in range(23)] == watch.moves
 
 
-def test_a_breakpoint_follows_the_code_that_is_in_use():
+class Code:
     """
-    Once some lies elsewhere it has moved; where functions are seen it never has.
+    Stands for the memory of a VM that hides its functions: *tables* of current and old code, and
+    by code where it has the function.
     """
-    sight, tables = object.__new__(Sight), [(4096, 0), (4096, 0), (0, 0)]
-    sight._modules = None
-    assert not sight.has_moved()
-    sight._module, sight._code, sight._library = 7, {4096}, "1.4"
-    sight._modules = SimpleNamespace(code=lambda _: {7: SimpleNamespace(tables=tables)})
-    tables[2] = (4096, 0)  # some other module was loaded
-    assert not sight.has_moved()
-    tables[0] = (8192, 4096)
-    assert sight.has_moved()
-    assert not sight.is_there
-    assert not sight.has_moved()
+
+    terms = (7 << 6 | 0x0B, 9 << 6 | 0x0B)
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tables, self.at, self.searches = [(4096, 0), (4096, 0), (0, 0)], {4096: 4160}, 0
+        function = SimpleNamespace(terms=self.terms, arity=3)
+        modules = SimpleNamespace(code=lambda _: {7: SimpleNamespace(tables=self.tables)})
+        found = SimpleNamespace(again=self.again), modules, function
+        monkeypatch.setattr(library, "execute", lambda *_: found)
+        layout = SimpleNamespace(size=lambda _: 40, offset=lambda *_: 16)
+        target = SimpleNamespace(memory=self, layout=layout)
+        self.sight = object.__new__(Sight)
+        self.sight._execute = library.Everywhere(target, None)
+        self.sight._addresses = self.sight._execute.addresses()
+
+    def again(self, _function: object, header: int) -> SimpleNamespace | None:
+        self.searches += 1
+        return SimpleNamespace(address=self.at[header]) if header in self.at else None
+
+    def gather(self, addresses: np.ndarray, size: int):
+        name = (*self.terms, 1 << 40 | 3) if addresses[0] + 24 in self.at.values() else (0, 0, 0)
+        raw = np.array([name], np.uint64)
+        assert size == raw.nbytes
+        return raw.view(np.uint8), np.ones(1, bool)
+
+
+def test_a_breakpoint_is_where_the_function_is(monkeypatch: pytest.MonkeyPatch):
+    """
+    In all code of its module, and also where new code lies at the address of code that was
+    unloaded, or can be read only later. Where functions are seen nothing is looked for.
+    """
+    sight = object.__new__(Sight)
+    sight._execute = None
+    assert sight.moved() is None
+    code = Code(monkeypatch)
+    assert [4160] == code.sight._addresses
+    code.tables[2] = (4096, 0)  # some other module was loaded
+    assert code.sight.moved() is None
+    assert 1 == code.searches
+    code.tables[0], code.at[8192] = (8192, 4096), 8200
+    assert [4160, 8200] == code.sight.moved()
+    assert code.sight.moved() is None
+    code.at[4096] = 4176
+    assert [4176, 8200] == code.sight.moved()
+    code.tables[1] = (12288, 8192)
+    assert code.sight.moved() is None
+    code.at[12288] = 12300
+    assert [4176, 8200, 12300] == code.sight.moved()
+    code.at.clear()
+    with pytest.raises(ReadRefusedError, match="no code of telemetry"):
+        code.sight.moved()
 
 
 def test_a_breakpoint_is_on_every_thread_that_runs_erlang_code(monkeypatch: pytest.MonkeyPatch):
@@ -253,12 +306,33 @@ def test_a_breakpoint_is_on_every_thread_that_runs_erlang_code(monkeypatch: pyte
     """
     found = [SimpleNamespace(tid=n, role=role) for n, role in enumerate(("normal", "poll") * 2)]
     monkeypatch.setattr(telemetry_hooks, "threads", lambda pid: found if pid == 23 else [])
+    monkeypatch.setattr(telemetry_hooks, "number_of_threads", lambda _: len(found))
     armed: list[tuple] = []
     watch = SimpleNamespace(arm=lambda *given: armed.append(given))
     place = telemetry_hooks.Armed(watch, 23, [4096])
     place.attach()
     assert [([4096], [0, 2])] == armed
     assert 0 == place.cost(1000, 0, 1e-6) < place.cost(0, 1, 1e-6)
+    place.follow()
+    assert 1 == len(armed)
+    place.move([8192])
+    place.follow()
+    place.follow()
+    assert [([8192], [0, 2])] == armed[1:]
+
+
+@pytest.mark.parametrize(("number", "role"), [(5000, "async"), (300, "normal")])
+def test_a_vm_of_many_threads_gets_no_breakpoints(
+    number: int, role: str, monkeypatch: pytest.MonkeyPatch
+):
+    """
+    Any program may give its threads the names of schedulers; each breakpoint takes two files.
+    """
+    found = [SimpleNamespace(tid=n, role=role) for n in range(number)]
+    monkeypatch.setattr(telemetry_hooks, "threads", lambda _: found)
+    monkeypatch.setattr(telemetry_hooks, "number_of_threads", lambda _: len(found))
+    with pytest.raises(NothingToAttachError, match=r"5,000 threads|600 breakpoints"):
+        telemetry_hooks.Armed(SimpleNamespace(), 23, [4096, 8192]).attach()
 
 
 def test_hooks_that_the_kernel_refuses_are_shown_at_once(run: SimpleNamespace):

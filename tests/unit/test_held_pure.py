@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from profile_fixtures import TARGET
 
+from scope_ebpf.beam.held import memory as held
 from scope_ebpf.beam.held.ports import ROW as PORT_ROW
 from scope_ebpf.beam.held.ports import changes, is_busy
 from scope_ebpf.beam.held.tables import ROW, is_named, protection_of, type_of
@@ -22,6 +23,7 @@ from scope_ebpf.cli.ports import _lines as port_lines
 from scope_ebpf.cli.ports import what
 from scope_ebpf.cli.snapshots import conforms
 from scope_ebpf.cli.stacks import _lines as stack_lines
+from scope_ebpf.errors import ReadRefusedError
 from scope_ebpf.runs import memory
 from scope_ebpf.runs.held_tables import growth
 from scope_ebpf.runs.memory import Span, process_growth
@@ -353,3 +355,35 @@ def test_mailboxes_are_read_to_find_the_largest_process(monkeypatch):
     assert [10_000, 100, 12_000, 100, 100] == found.tolist()
     assert [70, 0, 84, 0, 0] == referred.tolist()
     assert look.refused["mailboxes"].startswith("of 4 that have messages the 3 longest were read")
+
+
+def test_timers_that_are_not_counted_leave_the_processes_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """
+    Those that do not fit, and more than are read: each has its own reason.
+    """
+    reader = object.__new__(held.MemoryReader)
+    reader.target, reader._holders, reader._refused = None, 5, {}
+    reader._allocators = reader._counters = reader._atoms = reader._ets = None
+    snapshot = SimpleNamespace(rows=np.zeros(0))
+    reader._table = SimpleNamespace(snapshot=lambda most: snapshot)
+    for name in ("_atom", "_code"):
+        monkeypatch.setattr(held.MemoryReader, name, lambda *_: None)
+    monkeypatch.setattr(held, "persistent_terms", lambda *_: None)
+
+    def no_timers(*_: object) -> None:
+        raise ReadRefusedError("they do not fit")
+
+    for timers, why in (
+        (no_timers, "they do not fit"),
+        (
+            lambda *_: SimpleNamespace(cut=True),
+            "there are more than 524,288: only so many are counted",
+        ),
+        (lambda *_: SimpleNamespace(cut=False), None),
+    ):
+        monkeypatch.setattr(held, "timers", timers)
+        found = reader.read()
+        assert found.processes is snapshot
+        assert found.refused == ({"timers by receiver": why} if why else {})

@@ -111,6 +111,8 @@ class MemoryReader:
         if self._table:
             with _told(found, "processes"):
                 found.processes = self._table.snapshot(most=_MOST)
+        if found.processes is not None:
+            with _told(found, "timers by receiver"):
                 self._receivers(found, found.processes)
         found.seconds = cpu_seconds() - began
         return found
@@ -147,7 +149,7 @@ class MemoryReader:
     def _receivers(self, found: Look, processes: Snapshot) -> None:
         found.timers = timers(self.target, processes.rows)
         if found.timers.cut:
-            found.refused["timers"] = f"no more than {MOST:,} are read to count them by receiver"
+            raise ReadRefusedError(f"there are more than {MOST:,}: only so many are counted")
 
     @staticmethod
     def _within(found: Look, figures: dict[str, int], pairs: tuple[tuple[str, str], ...]) -> None:

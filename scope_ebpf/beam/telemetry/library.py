@@ -77,6 +77,50 @@ def execute(target: Target, atoms: Atoms) -> tuple[Functions, Modules, Function]
     return functions, modules, function
 
 
+class Everywhere:
+    """
+    Where ``telemetry:execute/3`` of *target* is, also in code that is perhaps no longer used.
+
+    A VM that hides its functions hides as well which of its tables of modules is in use. Raises as
+    :func:`execute`. Not thread-safe.
+    """
+
+    def __init__(self, target: Target, atoms: Atoms) -> None:
+        self._memory, self._name_size = target.memory, target.layout.size("ErtsCodeInfo")
+        self._at_module = target.layout.offset("ErtsCodeInfo", "mfa.module")
+        self._functions, self._modules, self._function = execute(target, atoms)
+        #: By code the address of the function in it.
+        self._found: dict[int, int] = {}
+
+    def addresses(self) -> list[int]:
+        """
+        Its first instruction in the code of every table, in order; some system calls.
+
+        ReadRefusedError where there is none, or code cannot be read at this moment.
+        Memory of code that was unloaded may have other code by now, so each is looked at again.
+        """
+        module = self._function.terms[0] >> 6
+        tables = self._modules.code([module])[module].tables
+        headers = {header for table in tables for header in table} - {0}
+        known = {header: self._found[header] for header in headers & self._found.keys()}
+        self._found = {header: at for header, at in known.items() if self._is_there(at)}
+        for header in sorted(headers - self._found.keys()):
+            if one := self._functions.again(self._function, header):
+                self._found[header] = one.address
+        if not self._found:
+            raise ReadRefusedError("no code of telemetry can be read at this moment")
+        return sorted({*self._found.values()})
+
+    def _is_there(self, address: int) -> bool:
+        """Whether the function's name is before *address* still."""
+        name = np.array([address - self._name_size + self._at_module], np.uint64)
+        rows, good = self._memory.gather(name, 24)
+        module, function, arity = rows.view(np.uint64)[0].tolist()
+        # Since OTP 26 the upper half of the arity's word may be used for something else.
+        found = (module, function), arity & 0xFFFFFFFF
+        return bool(good[0]) and found == (self._function.terms, self._function.arity)
+
+
 def settings(target: Target, atoms: Atoms, spans: int = 0) -> NDArray[np.void]:
     """
     The settings of the programs for *target*, one ``events.TELEMETRY_SETTINGS``.

@@ -88,6 +88,11 @@ def uptime(pid: int, proc: str = "/proc") -> float:
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - min(starts) / tick)
 
 
+def number_of_threads(pid: int, proc: Path = Path("/proc")) -> int:
+    """How many threads a process has, of any kind; 0 for one that has ended."""
+    return len(_tids(f"{proc}/{pid}/task"))
+
+
 def _tids(folder: str) -> list[str]:
     try:
         return os.listdir(folder)  # noqa: PTH208 - fast

@@ -21,7 +21,7 @@ from scope_ebpf.beam.memory.look_limits import LookLimits, limited
 from scope_ebpf.beam.memory.process_memory import Memory, cpu_seconds
 from scope_ebpf.beam.processes.atoms import Atoms
 from scope_ebpf.beam.telemetry.encoding import Decoder, Encoder
-from scope_ebpf.beam.telemetry.library import MODULE, TABLE, execute, loaded, settings
+from scope_ebpf.beam.telemetry.library import MODULE, TABLE, Everywhere, loaded, settings
 from scope_ebpf.daemon.looks.owners import in_turns, queue_of
 from scope_ebpf.daemon.notify import say
 from scope_ebpf.daemon.readings.thread import Observed, ReadingThread, reason
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from scope_ebpf.beam.code.modules import Modules
     from scope_ebpf.beam.telemetry.library import Library
     from scope_ebpf.beam.vm.target import Target
     from scope_ebpf.budget.strata import Estimate
@@ -65,6 +64,9 @@ class Subject(Observed, Protocol):
     def offer_telemetry(self, offer: Offer | None) -> None:
         """Count events as *offer* says from the next tick on; None to count none."""
 
+    def move_telemetry(self, addresses: Sequence[int]) -> None:
+        """Set breakpoints at these addresses instead, from the next tick on."""
+
     def specify_telemetry(self, specified: Sequence[Specified]) -> None:
         """Count events as these specifications say, too."""
 
@@ -87,9 +89,9 @@ class Sight:
         self._encoder = Encoder(specs, self._atoms, work=True)
         self._missing, self._searched = {MODULE, TABLE}, 0
         self._library: Library | None = None
-        #: The module of events, by its atom, and its code, where a breakpoint is set in that.
-        self._modules: Modules | None = None
-        self._module, self._code = 0, set[int]()
+        #: The function that every event passes, where breakpoints are set on it; their addresses.
+        self._execute: Everywhere | None = None
+        self._addresses: list[int] = []
 
     def look(self) -> Offer | None:
         """
@@ -105,42 +107,25 @@ class Sight:
         before, self._library = self._library, library
         if library is None or library == before:
             return None
-        hooks, addresses = hooks_of(self.target, library), list[int]()
+        hooks = hooks_of(self.target, library)
         try:
+            self._execute, self._addresses = None, []
             if not hooks:
-                addresses = self._find_execute()
+                self._execute = Everywhere(self.target, self._atoms)
+                self._addresses = self._execute.addresses()
         except ReadRefusedError:
             self._library = None
             raise
         self._encoder = Encoder(self._specs, self._atoms, work=True)
         known = settings(self.target, self._atoms)
-        return Offer(known, hooks, self._specs, self.specified(), addresses)
+        return Offer(known, hooks, self._specs, self.specified(), self._addresses)
 
-    def _find_execute(self) -> list[int]:
-        """
-        Where the function is that every event passes, also in code that is perhaps no longer used.
-
-        A VM that hides its functions hides as well which of its tables of modules is in use.
-        """
-        functions, self._modules, function = execute(self.target, self._atoms)
-        self._module = function.terms[0] >> 6
-        self._code = self._headers()
-        found = [functions.again(function, header) for header in sorted(self._code)]
-        return sorted({one.address for one in found if one})
-
-    def _headers(self) -> set[int]:
-        """The code of the module of events in every table."""
-        if self._modules is None:
-            return set()
-        code = self._modules.code([self._module])[self._module]
-        return {header for table in code.tables for header in table} - {0}
-
-    def has_moved(self) -> bool:
-        """Whether there is other code than that in which breakpoints are set."""
-        if self._modules is None or self._headers() == self._code:
-            return False
-        self._modules = self._library = None
-        return True
+    def moved(self) -> list[int] | None:
+        """Where breakpoints must be from now on, once that is elsewhere: code was loaded anew."""
+        if self._execute is None or (addresses := self._execute.addresses()) == self._addresses:
+            return None
+        self._addresses = addresses
+        return addresses
 
     @property
     def is_there(self) -> bool:
@@ -283,14 +268,15 @@ class TelemetryLooks(ReadingThread):
 
     def _read(self, subject: Subject, state: _State) -> float:
         """Read what there is; seconds until the next look."""
-        began = cpu_seconds()
+        began, searches = cpu_seconds(), self.clock() >= state.search
         sight = state.sight = state.sight or self.make(subject.target, self._specs)
-        searches = self.clock() >= state.search or sight.has_moved()
         if searches:
             if offer := sight.look():
                 subject.offer_telemetry(offer)
             elif not sight.is_there:
                 subject.offer_telemetry(None)
+        elif addresses := sight.moved():
+            subject.move_telemetry(addresses)
         if sight.is_there and (specified := sight.specified()):
             subject.specify_telemetry(specified)
         if searches:

@@ -147,8 +147,9 @@ class Breakpoints:
 def _explained(code: int, error: HostError) -> HostError | NothingToAttachError:
     if code in (errno.ENOSPC, errno.EBUSY):
         return NothingToAttachError(
-            "the CPU's four debug registers are taken: a debugger or another scope-trace calls "
-            "watches this process, or perf the whole host; end that, or ask for fewer functions"
+            "the CPU's four debug registers are taken: a debugger, another scope-trace calls or "
+            "the telemetry of scope-ebpfd watches this process, or perf the whole host; end that, "
+            "or ask for fewer functions"
         )
     if code in (errno.EOPNOTSUPP, errno.ENODEV, errno.ENOENT, errno.EINVAL):
         return NothingToAttachError(
