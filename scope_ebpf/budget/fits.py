@@ -281,18 +281,24 @@ def _slowness(
     lengths: NDArray[np.float64],
     before: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """The factor by which hooks slowed the target down in each window, at least 1."""
-    size = len(counts)
+    """
+    The factor by which hooks slowed the target down in each window, at least 1.
+
+    A window without events was slowed down by none.
+    """
+    found = np.ones(len(counts))
+    hit = np.flatnonzero(counts > 0)
+    counts, growths, slow = counts[hit], growths[hit], before[hit] * lengths[hit]
+    size = len(hit)
     strata = min(_SLOWDOWN_STRATA, max(1, size // MIN_WINDOWS))
     positive = np.maximum(growths, 1e-9)
     order = np.argsort(counts / positive, kind="stable")
     # Where the counter stood still, the target had no CPU, which hooks do not cause.
-    slow = np.where(growths > 0, before * lengths / positive, 1.0)
-    found = np.empty(size)
-    limits = [size * number // strata for number in range(strata + 1)]
+    slow = np.where(growths > 0, slow / positive, 1.0)
+    limits = [size * number // strata for number in range(strata + 1)] if size else []
     for first, last in pairwise(limits):
         stratum = order[first:last]
-        found[stratum] = max(1.0, _median(slow[stratum]))
+        found[hit[stratum]] = max(1.0, _median(slow[stratum]))
     return found
 
 

@@ -17,7 +17,7 @@ from scope_ebpf.budget.run import BudgetedRun
 from scope_ebpf.errors import HostError, ReadRefusedError
 from scope_ebpf.kernel.attach.uprobes import Attacher
 from scope_ebpf.kernel.cost import GUESS, notes_of
-from scope_ebpf.kernel.urgency import calm, hurry
+from scope_ebpf.kernel.urgency import Urgency, hurry
 from scope_ebpf.relations import checked_summary
 from scope_ebpf.results.summary import Cost, Summary
 from scope_ebpf.runs.crashes import named
@@ -42,6 +42,8 @@ _INTERVAL = 0.1
 #: Nice value of this process and of the attacher: hooks of a window that is over cost until they
 #: are out.
 _PRIORITY = -10
+#: Seconds at the end of a window in which nothing but its end is waited for.
+_QUIET = 0.01
 #: Seconds to wait for the cost of a hit when the run is over.
 _COST_SECONDS = 2.0
 
@@ -100,7 +102,7 @@ class BudgetedTrace:
             )
         #: What looks at the VM meanwhile.
         self.state = StateReader(target)
-        self._stop = Stop()
+        self._stop, self._urgency = Stop(), Urgency()
         self._seconds = 0.0
         #: CPU seconds of the target when the run began, and those that it has used since.
         self._cpu_before = 0.0
@@ -111,16 +113,16 @@ class BudgetedTrace:
         """Count until something ends it; the error, if it was one. What was seen is kept."""
         require_target(self._target.identity, "traced")
         self.notes += healed(self._target)
-        first = _prioritized(self._attacher)
+        first = _prioritized(self._attacher, self._urgency)
         with self._attacher, self._stop.on_signals(), first, self._run as session:
             error = self._count()
             self.notes += [f"{f.attachment.name}: {f.reason}" for f in session.failures]
         return error
 
     def _count(self) -> ScopeError | None:
-        hurry()
+        self._urgency.set(urgent=True)
         self._run.begin()
-        calm()
+        self._urgency.set(urgent=False)
         self._cpu_before = cpu_clock(self._target.pid)
         loop = Loop(self._target.identity, "traced", self._options.duration, self._stop)
         self.state.begin()
@@ -134,6 +136,7 @@ class BudgetedTrace:
             counted = self.state.counted()
             self._seconds = time.monotonic() - loop.started
             self._run.finish()
+            self._urgency.set(urgent=False)
         self._summary = self._sum_up(self._run.events(counted or {}))
         return error
 
@@ -148,8 +151,8 @@ class BudgetedTrace:
             def pause() -> float:
                 now = time.monotonic()
                 due = min(self._run.next_due(), now + _INTERVAL)
-                # The VM is not looked at during a window, which it would delay.
-                return (due if self._run.in_window else min(due, self.state.due)) - now
+                looked = self._can_look(max(now, self.state.due))
+                return (min(due, self.state.due) if looked else due) - now
 
             def turn(now: float) -> None:
                 nonlocal moved
@@ -188,10 +191,15 @@ class BudgetedTrace:
             self._run.set_hit_cost(cost)
         if now >= self._run.next_due():
             self._run.run_once()
-            (hurry if self._run.in_window else calm)()
-        if now >= self.state.due and not self._run.in_window:
+        # A window is over sooner where its quota was exhausted while this waited.
+        self._urgency.set(urgent=self._run.in_window)
+        if now >= self.state.due and self._can_look(now):
             self.state.look()
             self._used = cpu_clock(self._target.pid) - self._cpu_before
+
+    def _can_look(self, at: float) -> bool:
+        """Whether the VM can be looked at then: it would delay the end of a window."""
+        return not self._run.in_window or self._run.next_due() - at > _QUIET
 
     def _sum_up(self, events: dict[str, EventSummary]) -> Summary:
         cost = self._cost or self._measurement.cost(_COST_SECONDS)
@@ -235,7 +243,7 @@ def _wait(files: selectors.BaseSelector, seconds: float) -> None:
 
 
 @contextmanager
-def _prioritized(attacher: Attacher) -> Iterator[None]:
+def _prioritized(attacher: Attacher, urgency: Urgency) -> Iterator[None]:
     """While the block runs, this process and *attacher* are scheduled before others."""
     before = os.getpriority(os.PRIO_PROCESS, 0)
     with suppress(OSError):
@@ -245,6 +253,6 @@ def _prioritized(attacher: Attacher) -> Iterator[None]:
     try:
         yield
     finally:
-        calm()
+        urgency.set(urgent=False)
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, 0, before)

@@ -53,7 +53,9 @@ def looked(pid: int, capsys, form: str = "json", interval: float = 0.05):
     What ``schedulers --once`` prints.
     """
     schedulers.run(
-        argparse.Namespace(words=[], pid=str(pid), count=1, interval=interval, format=form)
+        argparse.Namespace(
+            words=[], pid=str(pid), count=1, interval=interval, format=form, split=False
+        )
     )
     text = capsys.readouterr().out
     return documents.load(text) if form == "json" else text
@@ -251,7 +253,7 @@ def test_the_list_shows_vms_with_trouble(capsys):
     """
 
     def rows() -> dict[int, dict]:
-        list_beams.run(argparse.Namespace(format="json"))
+        list_beams.run(argparse.Namespace(format="json", libraries=False))
         return {row["pid"]: row for row in documents.load(capsys.readouterr().out)["beams"]}
 
     with (
@@ -268,7 +270,7 @@ def test_the_list_shows_vms_with_trouble(capsys):
         assert found[well.pid]["usage"]["processes"]["limit"] == 1 << 18
         well.freeze()
         assert "stopped" in rows()[well.pid]["trouble"]
-        list_beams.run(argparse.Namespace(format="text"))
+        list_beams.run(argparse.Namespace(format="text", libraries=False))
         text = capsys.readouterr().out
         well.thaw()
     assert (

@@ -120,7 +120,9 @@ def test_a_node_of_sixteen_schedulers_under_load_has_at_most_300_series(tmp_path
         families = {name for name, *_ in samples}
         assert {"beam_busy_wait_seconds_total", "beam_connected_nodes"} <= families
         assert not [key for key in samples if key[0] == "scope_ebpf_refused"]
-        assert len(samples) <= 300
+        # What holds on a host that is full is said besides: starved threads, busy waiting.
+        found = [key for key in samples if key[0] == "beam_finding"]
+        assert len(samples) - len(found) <= 300
 
 
 def test_figures_agree_with_those_rabbitmq_exports_of_itself(tmp_path):

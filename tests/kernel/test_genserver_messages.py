@@ -265,8 +265,9 @@ def test_looks_time_calls_that_outlast_every_window(beam):
     document, truth = watched(beam, f"long {LOAD * 1000}", "--budget", "20%")
     seen, own = by_module(document)["gs_long"]["call_seconds"], truth["gs_long"]
     assert 0 < seen["reach"] <= 0.5
-    # Looks know what takes four times as long as the time between two of them.
-    if document["duration_seconds"] < 0.2 * document["looks"]:
+    # Looks know what takes four times as long as the time between two of them; on a host that is
+    # full there may be too few of them, and nothing is said.
+    if document["duration_seconds"] < 0.2 * document["looks"] and seen["p99"] is not None:
         assert own["call_p99"] == pytest.approx(seen["p99"] * 1e6, rel=PRECISION)
 
 

@@ -117,7 +117,7 @@ def test_messages_of_one_tag_in_a_row_are_one_line():
     shapes = ["{'$gen_cast',_}"] * 9 + ["{'Elixir.Shop.Tick',_}"]
     text = process_text.lines(
         collections.defaultdict(
-            lambda: None, messages=shapes, stack=[], moved=[], mailbox=HOLDS_NOTHING
+            lambda: None, messages=shapes, stack=[], moved=[], related={}, mailbox=HOLDS_NOTHING
         )
     )
     first = next(n for n, line in enumerate(text) if "first messages" in line)
@@ -137,7 +137,7 @@ def test_a_pid_is_written_as_the_language_of_its_process_does(process: dict, pid
     A process that runs or is named by a module of Elixir has its pid as Elixir writes it.
     """
     about = collections.defaultdict(lambda: None, pid="<0.97.0>", **process)
-    about |= {"mailbox": HOLDS_NOTHING}
+    about |= {"mailbox": HOLDS_NOTHING, "related": {}}
     about |= {"messages": [], "stack": [], "moved": [], "trap_exit": True}
     text = process_text.lines(about)
     assert pid == text[0]

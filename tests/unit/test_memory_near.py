@@ -12,6 +12,7 @@ import os
 import numpy as np
 import pytest
 
+from scope_ebpf.beam.memory import process_memory
 from scope_ebpf.beam.memory.near import structs
 from scope_ebpf.beam.memory.process_memory import Memory
 from scope_ebpf.beam.processes.names import _alike
@@ -49,19 +50,22 @@ def test_fields_are_those_of_their_structs(apart: int):
 
 def test_what_cannot_be_read_spoils_no_neighbour():
     """
-    Of five structs side by side one lies where nothing is: the others are read, it is zero.
+    Of seven structs side by side one lies where nothing is: the others are read, it is zero, and
+    one reading failed.
     """
     held = mmap.mmap(-1, 3 * mmap.PAGESIZE)
     base = ctypes.addressof(ctypes.c_char.from_buffer(held))
     held[:] = b"\x17" * len(held)
     libc = ctypes.CDLL(None, use_errno=True)
     assert 0 == libc.munmap(ctypes.c_void_p(base + mmap.PAGESIZE), ctypes.c_size_t(mmap.PAGESIZE))
-    addresses = np.array([base + at for at in (0, 64, mmap.PAGESIZE - 64)], np.uint64)
+    addresses = np.array([base + at for at in (0, 64, 128, 192, mmap.PAGESIZE - 64)], np.uint64)
     addresses = np.append(addresses, np.uint64(base + mmap.PAGESIZE))
     addresses = np.append(addresses, np.uint64(base + 2 * mmap.PAGESIZE))
-    found = structs(Memory(os.getpid()), addresses, SIZE)
-    assert [True, True, True, False, True] == found.read.tolist()
-    assert [0x17] * 3 + [0, 0x17] == found.column(3, np.uint8).tolist()
+    memory = Memory(os.getpid())
+    found = structs(memory, addresses, SIZE)
+    assert [True] * 5 + [False, True] == found.read.tolist()
+    assert 1 == memory.failures
+    assert [0x17] * 5 + [0, 0x17] == found.column(3, np.uint8).tolist()
     # Mapped again: the object unmaps all of it.
     again = libc.mmap
     again.restype = ctypes.c_void_p
@@ -69,6 +73,17 @@ def test_what_cannot_be_read_spoils_no_neighbour():
         ctypes.c_void_p(base + mmap.PAGESIZE), ctypes.c_size_t(mmap.PAGESIZE), 3, 0x32, -1, 0
     )
     assert where == base + mmap.PAGESIZE
+
+
+def test_structs_are_read_alone_where_they_are_too_much_together(monkeypatch: pytest.MonkeyPatch):
+    """
+    What lies between them does not make a reading too large that is not too large without it.
+    """
+    held, addresses = places(200, 1024)
+    monkeypatch.setattr(process_memory, "MAX_READ", 200 * SIZE)
+    found = structs(Memory(os.getpid()), addresses, SIZE)
+    assert np.array_equal(found.column(8, np.uint64), addresses + np.uint64(8))
+    assert len(held) == 1 << 20
 
 
 @pytest.mark.parametrize(("offset", "kind"), [(36, np.uint64), (40, np.uint64), (-8, np.uint64)])

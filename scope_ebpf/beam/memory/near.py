@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
+from scope_ebpf.beam.memory import process_memory
 from scope_ebpf.errors import ReadRefusedError
 
 if TYPE_CHECKING:
@@ -62,18 +63,22 @@ def structs(memory: Memory, addresses: NDArray[np.uint64], size: int) -> Structs
         far = np.ones(len(ordered), np.bool_)
         far[1:] = ordered[1:] - ordered[:-1] > size + _GAP
         first = np.flatnonzero(far)
-        if len(first) <= _USEFUL * len(ordered):
-            begins = ordered[first]
-            ends = np.empty_like(begins)
-            ends[:-1], ends[-1] = ordered[first[1:] - 1], ordered[-1]
-            ends += np.uint64(size)
+        begins = ordered[first]
+        ends = np.empty_like(begins)
+        ends[:-1], ends[-1] = ordered[first[1:] - 1], ordered[-1]
+        ends += np.uint64(size)
+        most = _USEFUL * len(ordered)
+        if len(first) <= most and int((ends - begins).sum()) <= process_memory.MAX_READ:
+            failures = memory.failures
             data, read = memory.gather_flat(begins, ends - begins)
-            if read.all():  # else those are found that can be read
+            if read.all():
                 behind = np.cumsum(ends - begins, dtype=np.uint64)
                 of = np.searchsorted(begins, addresses, side="right") - 1
                 words = (addresses - ends[of] + behind[of]) // np.uint64(_WORD)
                 every = np.ones(len(addresses), np.bool_)
                 return Structs(data, words.astype(np.int64), size, every)
+            # Those are found below that can be read; what cannot counts once.
+            memory.failures = failures
     raw, read = memory.gather(addresses, size)
     return Structs(
         raw.reshape(-1), np.arange(len(addresses), dtype=np.int64) * (size // _WORD), size, read
