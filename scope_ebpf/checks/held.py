@@ -13,6 +13,7 @@ from scope_ebpf.beam.processes.table import ProcessTable
 from scope_ebpf.beam.vm.allocators import AllocatorReader
 from scope_ebpf.checks.processes import LARGE, SHARE
 from scope_ebpf.checks.scene import SHOWN, ps, subject, who
+from scope_ebpf.errors import NoAnswerError, ReadRefusedError, TooMuchError
 from scope_ebpf.results.check import Finding, Name
 
 if TYPE_CHECKING:
@@ -37,9 +38,21 @@ class Held:
         """What is held is read at the end."""
 
     def findings(self) -> list[Finding]:
-        """Tables of half the memory, processes to which very many timers will send."""
-        read = self._allocators.read()
-        return [*self._tables(read), *self._timers(read)]
+        """
+        Tables of half the memory, processes to which very many timers will send.
+
+        This part is the last one: where the limits of a look are reached, the others have found
+        what they look for.
+        """
+        read, made = self._allocators.read(), list[Finding]()
+        for name, part in (("tables", self._tables), ("timers", self._timers)):
+            try:
+                made += part(read)
+            except NoAnswerError:
+                raise
+            except (ReadRefusedError, TooMuchError) as error:
+                self.refused[name] = str(error)
+        return made
 
     def _tables(self, read: AllocatorReading) -> list[Finding]:
         blocks = {one.name: one.blocks for one in read.allocators}

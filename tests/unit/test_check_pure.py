@@ -24,7 +24,7 @@ from scope_ebpf.checks.schedulers import Threads
 from scope_ebpf.checks.waits import Calls, Suspended, _circles, _roots
 from scope_ebpf.cli import check as command
 from scope_ebpf.cli import main as cli
-from scope_ebpf.errors import ReadRefusedError
+from scope_ebpf.errors import NoAnswerError, ReadRefusedError, TooMuchError
 from scope_ebpf.results.check import KINDS, Check, Finding, Name
 from scope_ebpf.sinks.check import lines
 
@@ -405,3 +405,23 @@ def test_spinning_is_found_by_the_cpu_that_it_takes(cpu, is_found):
     assert is_found == (found is not None)
     if found:
         assert (0.5, cpu) == (found.evidence["share"], found.evidence["per_second"])
+
+
+@pytest.mark.parametrize("error", [ReadRefusedError("no tables"), TooMuchError("no tables")])
+def test_tables_that_cannot_be_read_leave_timers_and_the_rest(error: Exception):
+    """
+    Each has its own reason; memory that does not come is for who called.
+    """
+    found = Finding("timers", "warning", {}, ("many",), {})
+
+    def refused(_read: object) -> list[Finding]:
+        raise error
+
+    part = object.__new__(Held)
+    part._allocators, part.refused = SimpleNamespace(read=lambda: None), {}
+    part._tables, part._timers = refused, lambda _read: [found]
+    assert [found] == part.findings()
+    assert {"tables": "no tables"} == part.refused
+    error = NoAnswerError("a page")
+    with pytest.raises(NoAnswerError):
+        part.findings()
