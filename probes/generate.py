@@ -251,6 +251,7 @@ def hook_text(hook: Table) -> str:
         called_by=hook.get("called_by"),
         marks=tuple(hook.get("marks", [])),
         copy_of=hook.get("copy_of"),
+        needs=tuple(hook.get("needs", ())),
         at_call=tuple(hook.get("at_call", {}).items()),
         arguments=tuple(hook.get("arguments", [])),
     )

@@ -1069,7 +1069,7 @@ VARIANTS = (
     )),
     Variant('port_busy', 'symbol', 'port', hooks=(
         Hook('port_busy_entry', 'set_busy_port', called_by='erts_deliver_port_exit', marks=('erts_dist_port_not_busy', 'erts_port_task_abort_nosuspend_tasks')),
-        Hook('port_busy_copy', 'erts_deliver_port_exit', optional=True, copy_of='set_busy_port'),
+        Hook('port_busy_copy', 'erts_deliver_port_exit', optional=True, copy_of='set_busy_port', needs=('port_state', 'port_connected')),
     )),
     Variant('port_busy', 'usdt', 'port', hooks=(
         Hook('port_busy_usdt', 'port__busy'),

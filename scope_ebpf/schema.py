@@ -50,6 +50,8 @@ class Hook(NamedTuple):
     marks: tuple[str, ...] = ()
     #: A function that has its own hook: this one is used only where it has a copy of that.
     copy_of: str | None = None
+    #: Settings without which it cannot work: then neither can a variant that has a use for it.
+    needs: tuple[str, ...] = ()
     #: Settings, each with the register that it is set to at that call.
     at_call: tuple[tuple[str, str], ...] = ()
     #: Settings that are set to the registers of the function's arguments.

@@ -104,10 +104,13 @@ def _variant(
     for variant in events.VARIANTS:
         if (variant.event, variant.via) != (event, via) or variant.flavor not in (None, flavor):
             continue
-        missing = [name for name in variant.needs if name not in settings]
+        found, reason = _attachments(binary, variant)
+        programs = {attachment.program for attachment in found}
+        of_hooks = [name for h in variant.hooks if h.program in programs for name in h.needs]
+        missing = [name for name in (*variant.needs, *of_hooks) if name not in settings]
         if missing:
             return (), f"{', '.join(missing)} could not be found in the target"
-        return _attachments(binary, variant)
+        return found, reason
     return (), f"there is no {via} hook for it"
 
 

@@ -659,10 +659,13 @@ def test_one_copy_of_a_function_is_counted_where_it_is(dist, tasks, served):
     whole = item(Executable(symbols, called_at=called_at), "port_busy")
     assert ["port_busy_entry"] == [found.program for found in whole.attachments]
     copied = Executable(symbols, copied=("set_busy_port",), called_at=called_at)
-    found = item(copied, "port_busy")
+    found = item(copied, "port_busy", settings=["port_state", "port_connected"])
     programs = [(one.program, one.name) for one in found.attachments]
     assert programs == served * [
         ("port_busy_entry", "set_busy_port"),
         ("port_busy_copy", "erts_deliver_port_exit"),
     ]
     assert served or "whose compiler has made copies of it" in found.reason
+    unknown = item(copied, "port_busy")
+    assert not unknown.attachments
+    assert not served or "port_state, port_connected could not be found" in unknown.reason
