@@ -244,7 +244,10 @@ def assert_case(beam: beams_run.Beam, look, case: str) -> None:
     assert wanted.subject.items() <= first["subject"].items()
     assert wanted.words in first["summary"]
     assert wanted.figures.items() <= first["evidence"].items()
-    assert own == pytest.approx({key: first["evidence"][key] for key in own}, rel=0.02)
+    # Of the callers of a crowd some are between two calls at each moment, and others at the next.
+    moving = 8 if case == "crowded" else 0
+    seen = {key: first["evidence"][key] for key in own}
+    assert own == pytest.approx(seen, rel=0.02, abs=moving)
     if case == "outside":
         assert OUTSIDE <= first["evidence"]["bytes"] < first["evidence"]["limit"]
     assert 1 == document["code"]
