@@ -180,10 +180,17 @@ class _Fork:
 
     def __init__(self, its: socket.socket) -> None:
         self.returncode: int | None = None
-        with held_back():  # handlers of fork lose exceptions
-            self.pid = os.fork()
-            if self.pid == 0:
-                _serve(its)
+        # The fork closes its end when it leads a session of its own: until then its group's
+        # priority is that of this process's session.
+        reading, writing = os.pipe()
+        with held_back(), os.fdopen(reading, "rb") as until:  # handlers of fork lose exceptions
+            try:
+                self.pid = os.fork()
+                if self.pid == 0:
+                    _serve(its)
+            finally:
+                os.close(writing)
+            until.read()
 
     def wait(self) -> None:
         """Wait until it has ended. One that another process has forked is not waited for."""
