@@ -148,6 +148,8 @@ def _details(target: Beam) -> dict[str, Any]:
             unsure = ["memory_bytes"] if one.pop("memory_estimated", False) else []
             unsure += ["mailbox"] if one["mailbox"]["estimated"] else []
             unsure += [key for key in UNTOLD if one[key] is None]
+            near = one["related"]
+            one["related"] = {kind: who for kind, who in near.items() if who is not None}
             found[name] = {key: value for key, value in one.items() if key not in unsure}
     return found
 

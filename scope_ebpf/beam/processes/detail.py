@@ -158,12 +158,15 @@ def _counts(viewer: Viewer, moment: Moment) -> dict[str, int | None]:
     }
 
 
-def _related(viewer: Viewer, moment: Moment) -> dict[str, list[Related]]:
+def _related(viewer: Viewer, moment: Moment) -> dict[str, list[Related] | None]:
     """The first of those that the process is linked to, watches, suspends, or is watched by."""
     target = viewer.target
     nodes = moment.monitors.nodes, moment.watchers.nodes, moment.links.nodes
-    found = {name: terms[:MAX_RELATED] for name, terms in related(target, *nodes).items()}
-    pids = [term for terms in found.values() for term in terms.tolist() if is_pid(term)]
+    found = {
+        name: None if terms is None else terms[:MAX_RELATED].tolist()
+        for name, terms in related(target, *nodes).items()
+    }
+    pids = [term for terms in found.values() for term in terms or () if is_pid(term)]
     slots = distinct(viewer.table.slots_of(np.array(pids, np.uint64)))
     rows = viewer.table.at(slots).rows
     named = viewer.names.registered(rows), viewer.names.initial_calls(rows)
@@ -175,7 +178,9 @@ def _related(viewer: Viewer, moment: Moment) -> dict[str, list[Related]]:
         who = viewer.pids.text(term) if is_pid(term) else ports.text(term)
         return {"process": who, "name": name, "initial_call": str(call) if call else None}
 
-    return {name: list(map(text, terms.tolist())) for name, terms in found.items()}
+    return {
+        name: None if terms is None else list(map(text, terms)) for name, terms in found.items()
+    }
 
 
 def _count(walk: Walk) -> int | None:

@@ -134,24 +134,26 @@ def counts(target: Target, tree: NDArray[np.uint8], ring: NDArray[np.uint8]) -> 
 
 def related(
     target: Target, tree: NDArray[np.uint8], ring: NDArray[np.uint8], links: NDArray[np.uint8]
-) -> dict[str, NDArray[np.uint64]]:
+) -> dict[str, NDArray[np.uint64] | None]:
     """
     Terms of the local processes and ports that a process is linked to, or has a monitor with.
 
     By the names of :class:`Counts`, and ``links``. What is of another node, or watched by its name,
-    has no such term.
+    has no such term. None where a node does not lie as the layout has it (:func:`fits`).
     """
     nodes = np.concatenate([tree, ring])
-    nodes, links = nodes[fits(target, nodes)], links[fits(target, links)]
     masks = dict(zip(Counts._fields, _of_each(target, nodes), strict=True))
-    found = {name: nodes[masks[name]] for name in ("monitors", "watchers", "suspends")}
-    found |= {"suspended_by": nodes[masks["suspended_by"]], "links": links}
-    offset = target.layout.offset("ErtsMonLnkNode", "other")
-    return {
-        name: terms[[is_pid(term) or is_port(term) for term in terms.tolist()]]
-        for name, rows in found.items()
-        for terms in [column(rows, offset, np.uint64)]
-    }
+    shown = ("monitors", "watchers", "suspends", "suspended_by")
+    whole = fits(target, nodes).all()
+    found = {name: nodes[masks[name]] if whole else None for name in shown}
+    found["links"] = links if fits(target, links).all() else None
+    return {name: None if rows is None else _local(target, rows) for name, rows in found.items()}
+
+
+def _local(target: Target, nodes: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """What *nodes* lead to, where that is a process or a port of this VM."""
+    terms = column(nodes, target.layout.offset("ErtsMonLnkNode", "other"), np.uint64)
+    return terms[[is_pid(term) or is_port(term) for term in terms.tolist()]]
 
 
 def _of_each(target: Target, nodes: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], ...]:

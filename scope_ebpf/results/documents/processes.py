@@ -176,13 +176,13 @@ class Related(TypedDict):
 
 
 class AllRelated(TypedDict):
-    """The first ten of each kind."""
+    """The first ten of each kind; null where they could not be read surely."""
 
-    links: list[Related]
-    monitors: list[Related]
-    watchers: list[Related]
-    suspends: list[Related]
-    suspended_by: list[Related]
+    links: list[Related] | None
+    monitors: list[Related] | None
+    watchers: list[Related] | None
+    suspends: list[Related] | None
+    suspended_by: list[Related] | None
 
 
 class ProcessDetail(ProcessRow):
