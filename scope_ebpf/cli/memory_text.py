@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from scope_ebpf.beam.held.memory import KINDS
 from scope_ebpf.beam.processes.shapes import escaped
-from scope_ebpf.sinks.plain import plain, short, spelled
+from scope_ebpf.sinks.plain import plain, refusals, short, spelled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -175,8 +175,8 @@ def _ets(document: MemoryDocument) -> Iterator[str]:
 def _not_read(document: MemoryDocument) -> Iterator[str]:
     if document["torn"]:
         yield f"{document['torn']:,} processes changed too fast to be read"
-    for one in document["not_read"]:
-        yield f"not read: {one['what']}: {one['reason']}"
+    for line in refusals((one["what"], one["reason"]) for one in document["not_read"]):
+        yield f"not read: {line}"
 
 
 def _bytes(size: int | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scope_ebpf.sinks.plain import plain, size, spelled
+from scope_ebpf.sinks.plain import plain, refusals, size, spelled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,8 @@ def lines(document: CheckDocument) -> list[str]:
         text += ["", f"and {sum(document['left_out'].values())} findings more: {left}"]
     good = ", ".join(document["checked"])
     text += ["", f"looked at: {good or 'nothing'}"]
-    text += [f"not looked at: {one['what']}: {one['reason']}" for one in document["not_checked"]]
+    missing = refusals((one["what"], one["reason"]) for one in document["not_checked"])
+    text += [f"not looked at: {line}" for line in missing]
     return [plain(spelled(line)) for line in text]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scope_ebpf.sinks.plain import duration, plain, short, spelled
+from scope_ebpf.sinks.plain import duration, plain, refusals, short, spelled
 
 if TYPE_CHECKING:
     from scope_ebpf.results.links import Links, Pair, Row
@@ -35,7 +35,7 @@ def lines(found: Links, limit: int) -> list[str]:
         text += _lines(row)
     if len(found.rows) > limit:
         text.append(f"and {_count(len(found.rows) - limit, 'link')} more")
-    text += [f"not read: {what}: {why}" for what, why in found.refused.items()]
+    text += [f"not read: {line}" for line in refusals(found.refused.items())]
     return [plain(line) for line in text]
 
 

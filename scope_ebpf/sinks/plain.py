@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from scope_ebpf.plain import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from typing import TextIO
 
-__all__ = ["of_target", "plain", "say", "short", "spelled"]
+__all__ = ["of_target", "plain", "refusals", "say", "short", "spelled"]
 
 
 #: A module of Elixir as Erlang writes it, quoted or not, and what is between it and a function.
@@ -40,6 +40,14 @@ def of_target(target: Mapping[str, Any]) -> tuple[str, str]:
         f"(pid {target['pid']}): OTP {target['otp_release']}, erts {target['erts_version']}, "
         f"{target['flavor']}, {target['schedulers']} schedulers"
     )
+
+
+def refusals(reasons: Iterable[tuple[str, str]]) -> list[str]:
+    """Lines of what was refused and why, ``a, b: reason``: what has one reason is in one line."""
+    same: dict[str, list[str]] = {}
+    for what, reason in reasons:
+        same.setdefault(reason, []).append(what)
+    return [f"{', '.join(parts)}: {reason}" for reason, parts in same.items()]
 
 
 _SECONDS = ((1e-9, "ns"), (1e-6, "us"), (1e-3, "ms"), (1.0, "s"))

@@ -198,7 +198,10 @@ MEMORY = {
     "timers": {"receive": 1234, "bif": 5}, "newest_atoms": ["b\x1b[2J"],
     "processes_total": 3, "torn": 2, "processes": [HOLDER], "binaries": [], "ets_tables": [],
     "processes_beyond_rows_bytes": 230,
-    "not_read": [{"what": "code", "reason": "hidden"}], "seconds": 0.1,
+    "not_read": [
+        {"what": "code", "reason": "hidden"}, {"what": "ets", "reason": "another layout"},
+        {"what": "names", "reason": "hidden"},
+    ], "seconds": 0.1,
 }  # fmt: skip
 
 
@@ -216,8 +219,8 @@ def test_memory_as_text_has_kinds_holders_and_what_was_not_read():
     (holder,) = [line for line in lines if "<0.85.0>" in line]
     assert ["~2.3M", "7.0k", "77", "-500"] == holder.split()[-4:]
     assert "23 persistent terms, 77 bytes, the largest ? 7" in lines
-    assert "not read: code: hidden" == lines[-1]
-    assert "2 processes changed too fast to be read" == lines[-2]
+    assert ["not read: code, names: hidden", "not read: ets: another layout"] == lines[-2:]
+    assert "2 processes changed too fast to be read" == lines[-3]
     assert [] == [line for line in lines if "\x1b" in line]
 
 
