@@ -34,6 +34,8 @@ _COMPILERS = re.compile(r"GNU C\d* |(\w+ )?clang version ")
 #: DW_LANG_C89, C, C99, C11, C17. In C++, which the JIT is written in, empty structs have a size.
 _C = (0x1, 0x2, 0xC, 0x1D, 0x2C)
 _ABSENT = -1
+#: Names of unions whose members a layout names as members of the struct around them.
+_UNIONS = ("", "u")
 #: Fields that are no members: indexes into lists, by the order of the types in erl_alloc.types.
 _INDEXES = ("proc", "msg_ref", "ll_ptimer", "hl_ptimer", "bif_timer", "monitor", "link")
 #: Tables of a file that are no structs.
@@ -128,8 +130,8 @@ class DebugInfo:
             die = self._structs.get(_text(die, "DW_AT_name"))
         return die
 
-    def offset(self, struct: Any, path: str) -> int | None:
-        """Where a field lies, ``a.b.c``; what is in a union ``u`` may be named without it."""
+    def offset(self, struct: Any, path: str, transparent: tuple[str, ...] = _UNIONS) -> int | None:
+        """Where a field lies, ``a.b.c``; what is in a *transparent* union is named without it."""
         if path == "sizeof":
             return int(struct.attributes["DW_AT_byte_size"].value)
         head, _, rest = path.partition(".")
@@ -138,10 +140,10 @@ class DebugInfo:
             if name == head and "DW_AT_bit_size" not in member.attributes:
                 if not rest:
                     return _offset_of(member)
-                found = None if inner is None else self.offset(inner, rest)
+                found = None if inner is None else self.offset(inner, rest, transparent)
                 return None if found is None else _offset_of(member) + found
-            if name in ("", "u") and head != "u" and inner is not None:
-                found = self.offset(inner, path)
+            if name in transparent and head != "u" and inner is not None:
+                found = self.offset(inner, path, transparent)
                 if found is not None:
                     return _offset_of(member) + found
         return None
@@ -212,7 +214,11 @@ def _read_build(info: DebugInfo, path: Path, wanted: Structs) -> Build:
         found = info.find(name)
         if found is None:
             continue
-        offsets = {field: info.offset(found, field) for field in fields if field not in _INDEXES}
+        wanted_here = [field for field in fields if field not in _INDEXES]
+        # Where one field is wanted as that of ``u``, no other is named without it.
+        named = any(f.startswith("u.") and info.offset(found, f) is not None for f in wanted_here)
+        unions = _UNIONS[:1] if named else _UNIONS
+        offsets = {field: info.offset(found, field, unions) for field in wanted_here}
         structs[name] = {field: at for field, at in offsets.items() if at is not None}
         sources[name] = info.source(found)
     if "Process" not in structs:
@@ -368,7 +374,7 @@ def text_of(data: dict[str, Any], sources: dict[str, str]) -> str:
     for build in ("usdt", "emu"):
         for struct, fields in data.get(build, {}).items():
             lines += ["", f"[{build}.{struct}]", *_entries(fields)]
-    for part in data["overlays"]:
+    for part in data.get("overlays", []):
         lines += ["", "[[overlays]]"]
         lines += [f'{name} = ["{part[name][0]}", "{part[name][1]}"]' for name in ("erts", "otp")]
         for struct, fields in part.items():

@@ -38,7 +38,8 @@ struct process {{
     unsigned flags : 3;
     short msg_frag;
 }};
-Process *p; ErtsSchedulerData *s;
+typedef struct atom {{ long slot; union {{ char *name; long bin; }} u; }} Atom;
+Process *p; ErtsSchedulerData *s; Atom *a;
 """
 FILE = """
 tag = "OTP-25.2.3"
@@ -59,6 +60,10 @@ gone = 8
 sizeof = 24
 reductions = 8
 "ets_tables.count" = 16
+
+[Atom]
+name = 8
+"u.bin" = 8
 """
 
 
@@ -123,6 +128,7 @@ def test_fields_are_where_the_compiler_put_them(layouts: Path, objects: Path):
     data = made("25.2.3", objects, "jit", "usdt", "emu")
     assert {"sizeof": 24, "common.id": 0, "u.initial.module": 8} == data["Process"]
     assert {"sizeof": 24, "reductions": 8, "ets_tables.count": 16} == data["ErtsSchedulerData"]
+    assert {"u.bin": 8} == data["Atom"]  # a name is a member of the union alone
     assert "# OTP-25.2.3 erts/emulator/jit.c\n[Process]" in (layouts / "otp-25.toml").read_text()
     moved = {"sizeof": 32, "u.initial.module": 16}
     assert {"usdt": {"Process": moved}, "emu": {"Process": moved}} == {
@@ -141,6 +147,16 @@ def test_what_was_made_is_made_again_byte_for_byte(layouts: Path, objects: Path)
     made("25.2.3", objects, "jit", "usdt", "emu")
     assert before == (layouts / "otp-25.toml").read_text()
     made("25.3", objects, "later")
+    assert before == (layouts / "otp-25.toml").read_text()
+
+
+def test_a_version_within_the_range_of_a_file_leaves_it_as_it_was(layouts: Path, objects: Path):
+    """
+    Also where the release has no overlay.
+    """
+    made("25.2.3", objects, "jit", "usdt", "emu")
+    before = (layouts / "otp-25.toml").read_text()
+    made("25.2.2", objects, "jit", "usdt", "emu")
     assert before == (layouts / "otp-25.toml").read_text()
 
 
