@@ -169,17 +169,19 @@ static __noinline __u8 reason_class(__u64 reason, struct seen_reason *seen)
 
 /*
  * The lifetime of a process, if spawns and exits were counted without interruption in between:
- * windows would see only processes that live briefly.
+ * windows would see only processes that live briefly. Global, so that the verifier follows what
+ * comes after it once, and not once for each of its ends.
  */
-static __always_inline void observe_lifetime(__u8 class, __u64 id)
+__noinline int observe_lifetime(__u8 class, __u64 id)
 {
 	__u64 now = bpf_ktime_get_ns(), *since = bpf_map_lookup_elem(&births, &id);
 
 	if (!since)
-		return; /* it was spawned before counting began */
+		return 0; /* it was spawned before counting began */
 	if (fully_observed(KIND_SPAWN, *since, now) && fully_observed(KIND_EXIT, *since, now))
 		observe_duration(KIND_EXIT, class, now - *since);
 	bpf_map_delete_elem(&births, &id);
+	return 0;
 }
 
 static __always_inline bool is_crash(__u8 class)

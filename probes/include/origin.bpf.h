@@ -29,7 +29,7 @@ static __always_inline bool cannot_read(void *words, __u32 bytes, __u64 term)
 }
 
 /* The value of __struct__ in a flat map; 0 if it has none. */
-static __noinline __u64 struct_name(__u64 term)
+__noinline __u64 struct_name(__u64 term)
 {
 	__u64 map[3] = {}, key = 0, value = 0;
 	__u64 base = (__u64)untag(term);
@@ -50,7 +50,7 @@ static __noinline __u64 struct_name(__u64 term)
 }
 
 /* What names a reason: itself, the first element of a tuple, the struct of an exception; or 0. */
-static __noinline __u64 reason_name(__u64 term)
+__noinline __u64 reason_name(__u64 term)
 {
 	__u64 words[2] = {};
 
@@ -64,7 +64,7 @@ static __noinline __u64 reason_name(__u64 term)
 }
 
 /* The line in the location of an entry of a stack trace, [{file, F}, {line, L}]; 0 if none. */
-static __noinline __u32 line_of(__u64 list)
+__noinline __u32 line_of(__u64 list)
 {
 	for (int i = 0; i < LOCATION_ELEMENTS; i++) {
 		__u64 cell[2] = {}, pair[3] = {};
@@ -79,78 +79,84 @@ static __noinline __u32 line_of(__u64 list)
 	return 0;
 }
 
-/* The first entry {M, F, A, Location} that has a line, else the first of all. */
-static __noinline void find_crash(__u64 trace, struct origin *origin)
+/* The term of the first entry {M, F, A, Location} that has a line, else of the first; 0 if none. */
+__noinline __u64 crash_entry(__u64 trace)
 {
-	if (!origin)
-		return;
+	__u64 first = 0;
+
 	for (int i = 0; i < TRACE_ENTRIES; i++) {
 		__u64 cell[2] = {}, entry[5] = {};
-		__u32 line;
 
 		if (!is_list(trace) || cannot_read(cell, sizeof(cell), trace) ||
 		    !is_boxed(cell[0]) || cannot_read(entry, sizeof(entry), cell[0]) ||
 		    entry[0] != tuple_header(4) || !is_atom(entry[1]) || !is_atom(entry[2]))
-			return;
-		line = target.am_line ? line_of(entry[4]) : 0;
-		if (line || !i) {
-			origin->module = entry[1] >> 6;
-			origin->function = entry[2] >> 6;
-			origin->line = line;
-		}
-		if (line)
-			return;
+			return first;
+		if (target.am_line && line_of(entry[4]))
+			return cell[0];
+		if (!first)
+			first = cell[0];
 		trace = cell[1];
 	}
+	return first;
 }
 
-/* Take {'$initial_call', {M, F, A}}; false if *pair* is another. */
-static __always_inline bool take_initial(__u64 term, struct origin *origin)
+/* Where an error was raised, by its stack trace. */
+static __noinline void find_crash(__u64 trace, struct origin *origin)
 {
-	__u64 pair[3] = {}, call[4] = {};
+	__u64 found = crash_entry(trace), entry[5] = {};
+
+	if (!origin || !found || cannot_read(entry, sizeof(entry), found) || !is_atom(entry[1]) ||
+	    !is_atom(entry[2]))
+		return;
+	origin->module = entry[1] >> 6;
+	origin->function = entry[2] >> 6;
+	origin->line = target.am_line ? line_of(entry[4]) : 0;
+}
+
+/* The value of {'$initial_call', Value}; 0 if *term* is no such pair. */
+__noinline __u64 initial_call_in(__u64 term)
+{
+	__u64 pair[3] = {};
 
 	if (!is_boxed(term) || cannot_read(pair, sizeof(pair), term) ||
 	    pair[0] != tuple_header(2) || pair[1] != target.am_initial_call)
-		return false;
-	if (!is_boxed(pair[2]) || cannot_read(call, sizeof(call), pair[2]) ||
-	    call[0] != tuple_header(3) || !is_atom(call[1]) || !is_atom(call[2]))
-		return true;
-	origin->module = call[1] >> 6;
-	origin->function = call[2] >> 6;
-	return true;
+		return 0;
+	return pair[2];
 }
 
-/* '$initial_call' of the dictionary, where proc_lib puts it; an atom hashes to its index
+/* '$initial_call' of the dictionary, where proc_lib puts it, or 0; an atom hashes to its index
  * (OTP-25.2.3 and 27.3.4.1 erl_process_dict.c). */
-static __always_inline void find_initial_call(__u64 process, struct origin *origin)
+__noinline __u64 initial_call_of(__u64 table)
 {
-	__u64 table = vm_field(KIND_EXIT, process, settings.process_dictionary), term = 0;
+	__u64 term = 0, found;
 	__u32 head[2] = {}, index;
 
 	if (!table || !target.am_initial_call || cannot_read(head, sizeof(head), table))
-		return;
+		return 0;
 	index = (__u32)(target.am_initial_call >> 6) & head[0];
 	if (index >= head[1])
 		index &= head[0] >> 1;
 	if (cannot_read(&term, sizeof(term), table + 24 + index * 8ULL))
-		return;
+		return 0;
 	for (int i = 0; i < DICTIONARY_COLLISIONS; i++) {
 		__u64 cell[2] = {};
 
-		if (!is_list(term)) {
-			take_initial(term, origin);
-			return;
-		}
-		if (cannot_read(cell, sizeof(cell), term) || take_initial(cell[0], origin))
-			return;
+		if (!is_list(term))
+			return initial_call_in(term);
+		if (cannot_read(cell, sizeof(cell), term))
+			return 0;
+		found = initial_call_in(cell[0]);
+		if (found)
+			return found;
 		term = cell[1];
 	}
+	return 0;
 }
 
 /* What the process was started with. */
 static __noinline void find_start(__u64 process, struct origin *origin)
 {
-	__u64 call[2] = {};
+	__u64 call[2] = {}, initial, named[4] = {};
 
 	if (!origin)
 		return;
@@ -160,7 +166,12 @@ static __noinline void find_start(__u64 process, struct origin *origin)
 		origin->module = call[0] >> 6;
 		origin->function = call[1] >> 6;
 	}
-	find_initial_call(process, origin);
+	initial = initial_call_of(vm_field(KIND_EXIT, process, settings.process_dictionary));
+	if (!is_boxed(initial) || cannot_read(named, sizeof(named), initial) ||
+	    named[0] != tuple_header(3) || !is_atom(named[1]) || !is_atom(named[2]))
+		return;
+	origin->module = named[1] >> 6;
+	origin->function = named[2] >> 6;
 }
 
 /* The registered name; 0 if it has none. */

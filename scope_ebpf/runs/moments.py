@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Seconds of a window: of the first, which finds out how many hits there are; of the others.
 _FIRST, _SHORTEST, _LONGEST = 0.005, 0.05, 0.5
+#: Hits of a window that are plenty: where it has more, it may be shorter than _SHORTEST.
+_PLENTY = 1000
 #: Windows that a run should have, in so many seconds where it has no end: the fewer, the longer.
 #: Of light windows twice as many, since they follow nothing to its end.
 _WINDOWS, _SPAN = 6, 10.0
@@ -39,8 +41,8 @@ _WARM_UP = 1.0
 #: The part of a CPU, or of more if the VM uses more, from which on hooks slow all of it down: what
 #: one process does has to wait for others.
 _SLOWS = 0.03
-#: Windows without which no figure is given, nor with less than _SHORTEST of them together: a
-#: burst may have used up their hits.
+#: Windows without which no figure is given, nor with less than _SHORTEST of them together, or half
+#: of what was planned: a burst may have used up their hits.
 _FEWEST = 3
 #: By how much a standard error from so many windows, from three on, is too small: Student's t,
 #: 95 %, as a part of that of many. Two may agree by chance.
@@ -174,6 +176,8 @@ class Moments:
         self._before: int | None = None
         self._after: int | None = None
         self._began = self._ended = 0
+        #: Seconds that all windows were to take.
+        self._meant = 0.0
         self._total: NDArray[np.int64] | int = 0
         self.windows: list[Window] = []
 
@@ -253,11 +257,19 @@ class Moments:
         rate, around = self._expected(light=light)
         windows = _WINDOWS * (2 if light else 1)
         seconds = (affordable / hit / windows - around) / max(rate, 1e-9)
-        shortest = _SHORTEST / _FEWEST if light else _SHORTEST
-        return min(max(seconds, shortest), _LONGEST)
+        return min(max(seconds, self._shortest(rate, light=light)), _LONGEST)
+
+    def _shortest(self, rate: float, *, light: bool) -> float:
+        """Seconds of the next window at least, at *rate* hits a second."""
+        if light:
+            return _SHORTEST / _FEWEST
+        if True in self._passed:  # times come from these, rates from light windows
+            return _SHORTEST
+        return max(_FIRST, min(_SHORTEST, _PLENTY / max(rate, 1.0)))
 
     def _observe(self, seconds: float, hits: int, *, light: bool) -> None:
         """Attach the hooks, count for *seconds* or *hits*, and take the hooks out."""
+        self._meant += seconds
         before, passed = self._hits(), self._passed[light]
         # There were more until the hooks of the last window were out.
         known = sum(kind.all for kind in self._passed.values())
@@ -308,14 +320,14 @@ class Moments:
     @property
     def enough(self) -> bool:
         """Whether there was enough of windows for any figure; else :attr:`why` says why not."""
-        return are_enough(self.windows)
+        return are_enough(self.windows, min(_SHORTEST, self._meant / 2))
 
     @property
     def why(self) -> str:
         """Why there is no figure."""
         return (
             "no rate is known: the VM used so little CPU, or passed so many hooks, that the "
-            f"budget paid for less than {_FEWEST} windows of {_SHORTEST * 1e3:g} ms together; "
+            f"budget paid for less than {_FEWEST} windows, or for moments of them; "
             "--budget none counts everything"
         )
 
@@ -374,9 +386,9 @@ def are_few(windows: list[Window]) -> bool:
     return len(windows) < _FEWEST + len(_FEW)
 
 
-def are_enough(windows: list[Window]) -> bool:
-    """Whether *windows* are enough for any figure."""
-    return len(windows) >= _FEWEST and sum(one.seconds for one in windows) >= _SHORTEST
+def are_enough(windows: list[Window], seconds: float = _SHORTEST) -> bool:
+    """Whether *windows* are enough for any figure: together they should have so many *seconds*."""
+    return len(windows) >= _FEWEST and sum(one.seconds for one in windows) >= seconds
 
 
 def error_of(sizes: list[float], counts: list[int]) -> float:

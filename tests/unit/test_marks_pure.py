@@ -78,12 +78,14 @@ def test_calls_that_windows_cut_off_are_not_forgotten():
 
 class Hooks:
     """
-    A watch that counts 1000 calls a second, on a clock of its own.
+    A watch that counts *rate* calls a second, on a clock of its own.
 
-    To attach takes a millisecond, in which the VM works for a tenth of a second.
+    To attach takes a millisecond, in which the VM works for a tenth of a second. A window is over
+    when *lasts* of its time has passed.
     """
 
-    def __init__(self, monkeypatch):
+    def __init__(self, monkeypatch, rate=1000, lasts=1.0):
+        self.rate, self.lasts = rate, lasts
         self.now, self.since, self.until, self.hits, self.counted = 0.0, None, 0.0, 0, 0
         self.reductions = 0
         self.heavier, self.factor, self.lights = 1, 1, []
@@ -104,15 +106,15 @@ class Hooks:
         self.lights.append(light)
         self.factor = 1 if light else self.heavier
         self.now += 0.001
-        self.hits += 1
+        self.hits += self.rate // 1000
         self.reductions += 100_000
 
     def release(self):
         self.now += 0.001
-        self.hits += 1
+        self.hits += self.rate // 1000
 
     def open_window(self, seconds, hits):
-        self.since, self.until = self.now, self.now + seconds
+        self.since, self.until = self.now, self.now + seconds * self.lasts
         self.limits.append(hits)
         return int(self.now * 1e9)
 
@@ -121,7 +123,7 @@ class Hooks:
 
     def close_window(self):
         end = min(self.now, self.until)
-        found, self.burst = round(1000 * (end - self.since)) + self.burst, 0
+        found, self.burst = round(self.rate * (end - self.since)) + self.burst, 0
         self.hits += found * self.factor
         self.counted += found
         return int(end * 1e9)
@@ -183,7 +185,30 @@ def test_less_than_three_windows_tell_nothing(monkeypatch):
     run = Hooks(monkeypatch).run(0.001)
     assert 0 < len(run.windows) < 3
     assert not run.enough
-    assert "less than 3 windows of 50 ms" in run.why
+    assert "less than 3 windows" in run.why
+
+
+def test_where_hits_are_many_windows_are_brief(monkeypatch):
+    """
+    100,000 hits a second of 10 us take all of a CPU: the budget pays for 75 ms.
+    """
+    hooks = Hooks(monkeypatch, rate=100_000)
+    run = hooks.run(0.00001)
+    assert 0 < hooks.hits * 0.00001 <= 0.01 * 10
+    assert run.enough
+    assert min(window.seconds for window in run.windows[1:]) == pytest.approx(0.01, rel=0.2)
+    assert hooks.counted * run.scale(changed=False).factor == pytest.approx(1_000_000, rel=0.05)
+    assert 0 < run.error(run.scale(changed=False), 0) < 0.1
+
+
+def test_windows_that_bursts_cut_short_tell_nothing(monkeypatch):
+    """
+    Each was over before half of its time.
+    """
+    hooks = Hooks(monkeypatch, rate=100_000, lasts=0.3)
+    run = hooks.run(0.00001)
+    assert len(run.windows) >= 3
+    assert not run.enough
 
 
 def test_where_whole_windows_are_too_dear_light_ones_give_rates(monkeypatch):
