@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Show the process; raises ScopeError."""
     vm, (process,) = words_of(arguments, "PROCESS", least=1, most=1)
-    target = find_vm(vm)
+    target = find_vm(vm, (process,))
     viewer = Viewer(target, FIELDS)
     rows = find(viewer, process)
     if not len(rows):

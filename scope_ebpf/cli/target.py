@@ -99,6 +99,8 @@ def words_of(
     target: str | None = arguments.pid
     if target is None and len(words) > least and not is_own(words[0]):
         target, *words = words
+    if target is None and len(words) > 1 and _PID.fullmatch(words[-1]):
+        raise _first(words[-1], words[:-1])
     if words and not most:
         given = " ".join(filter(None, [target, *words]))
         raise WordsError(f"one TARGET is wanted, not several: {given}")
@@ -113,10 +115,15 @@ def target_of(arguments: argparse.Namespace) -> Beam:
     return find_vm(words_of(arguments)[0])
 
 
-def find_vm(word: str | None) -> Beam:
+def _first(target: str, words: Sequence[str]) -> WordsError:
+    return WordsError(f"TARGET comes first: {' '.join((target, *words))}")
+
+
+def find_vm(word: str | None, others: Sequence[str] = ()) -> Beam:
     """
     Inspect the VM that *word* names, None for the only one.
 
+    *others* are words behind it: where one of them names a VM and *word* none, the error says so.
     NoSuchProcessError if there is none, UsageError if there are several; both list what there is.
     A pid is inspected whatever it is, with the errors of ``beam.vm.discover.inspect``.
     """
@@ -128,6 +135,11 @@ def find_vm(word: str | None) -> Beam:
     by_pid = {one.pid: one for one in found if isinstance(one, Beam)}
     vms = list(map(vm_of, by_pid.values()))
     refused = [one for one in found if not isinstance(one, Beam)]
+    if word is not None and not matching(word, vms):
+        for other in others:
+            if not matching(other, vms) and other not in map(str, by_pid):
+                continue
+            raise _first(other, [word, *(one for one in others if one != other)])
     chosen = choose(word, vms, refused)
     for pid, beam in by_pid.items():
         if pid != chosen.pid:

@@ -7,9 +7,17 @@ import pytest
 
 from scope_ebpf.beam.vm.discover import Refusal
 from scope_ebpf.cgroups import container_of
-from scope_ebpf.cli import calls
+from scope_ebpf.cli import calls, target
 from scope_ebpf.cli import main as cli
-from scope_ebpf.cli.target import UnknownVmError, Vm, WordsError, choose, matching, words_of
+from scope_ebpf.cli.target import (
+    UnknownVmError,
+    Vm,
+    WordsError,
+    choose,
+    find_vm,
+    matching,
+    words_of,
+)
 from scope_ebpf.errors import NoSuchProcessError, NotPermittedError, UsageError
 
 if TYPE_CHECKING:
@@ -178,6 +186,21 @@ def test_target_comes_before_the_words_of_the_command(words: list[str], expected
     A single word is the command's own, the first of two is TARGET; options stand anywhere.
     """
     assert expected == words_of(cli.parsed(["ps", *words]), "PROCESS", least=1, most=1)
+
+
+def test_a_target_behind_other_words_is_named(monkeypatch: pytest.MonkeyPatch):
+    """
+    By its pid, in whatever command; by its name, where the first word names no VM.
+    """
+    words = ["calls", "lists:map/2", "lists:seq/2", "4711"]
+    with pytest.raises(WordsError, match=r"^TARGET comes first: 4711 lists:map/2 lists:seq/2$"):
+        words_of(cli.parsed(words), "FUNCTION...", least=1, most=9, is_own=lambda w: ":" in w)
+    monkeypatch.setattr("scope_ebpf.beam.vm.discover.beams", list)
+    monkeypatch.setattr(target, "matching", lambda word, _: ["a VM"] if word == "shop" else [])
+    with pytest.raises(WordsError, match=r"^TARGET comes first: shop Shop.Cart$"):
+        find_vm("Shop.Cart", ["shop"])
+    with pytest.raises(UnknownVmError, match=r"^no VM is called 'Shop.Cart'$"):
+        find_vm("Shop.Cart", ["other"])
 
 
 @pytest.mark.parametrize("words", [["ps"], ["ps", "a", "b", "c"], ["ps", "a", "b", "-p", "c"]])
