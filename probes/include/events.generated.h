@@ -605,7 +605,7 @@ struct reference_counter {
 struct counter_sample {
 	__u64 time_ns; /* CLOCK_MONOTONIC, ns */
 	__u64 value; /* the sum of the words, modulo 2^64 */
-	__u64 unreadable; /* parts of the words that could not be read */
+	__u64 unreadable; /* 1 if a word could not be read */
 	__u64 second_value; /* the same of the second counter */
 };
 

@@ -121,17 +121,18 @@ __noinline __u64 sum_group(__u32 kind, __u32 second, __u32 first)
 	return sum;
 }
 
-/* The value of a reference counter; groups that could not be read are added to *unreadable. */
-static __always_inline __u64 read_counter(__u32 kind, __u32 second, __u64 *unreadable)
+/* The value of a reference counter, the sum of its words; UNKNOWN if one cannot be read. */
+__noinline __u64 read_counter(__u32 kind, __u32 second)
 {
 	__u32 words = words_of(kind, second).words;
 	__u64 sum = 0;
 
+#pragma clang loop unroll(disable)
 	for (__u32 first = 0; first < MAX_WORDS && first < words; first += GROUP) {
 		__u64 more = sum_group(kind, second, first);
 
 		if (more == UNKNOWN)
-			(*unreadable)++;
+			return UNKNOWN;
 		sum += more;
 	}
 	return sum;
@@ -145,8 +146,9 @@ __noinline int sample_counters(__u32 kind, __u32 bound)
 
 	if (bpf_map_lookup_elem(&counter_samples, &key))
 		return 0;
-	sample.value = read_counter(kind, 0, &sample.unreadable);
-	sample.second_value = read_counter(kind, 1, &sample.unreadable);
+	sample.value = read_counter(kind, 0);
+	sample.second_value = read_counter(kind, 1);
+	sample.unreadable = sample.value == UNKNOWN || sample.second_value == UNKNOWN;
 	bpf_map_update_elem(&counter_samples, &key, &sample, BPF_NOEXIST);
 	return 0;
 }
