@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from scope_ebpf.beam.vm.state import StateReader
 from scope_ebpf.budget.brake import share_of
 from scope_ebpf.budget.reference_counters import cpu_clock
-from scope_ebpf.budget.run import BudgetedRun
+from scope_ebpf.budget.run import RUN_POLICY, BudgetedRun
 from scope_ebpf.errors import HostError, ReadRefusedError
 from scope_ebpf.kernel.attach.uprobes import Attacher
 from scope_ebpf.kernel.cost import GUESS, notes_of
@@ -213,11 +213,21 @@ class BudgetedTrace:
             stopped_because=self._stop.reason,
             events=events,
             cost=Cost(sum(hits.values()), cpu, None if share is None else round(share, 6)),
-            notes=(*self.notes, *notes_of(cost), *carried_notes(events)),
+            notes=(*self.notes, *self._idle(share), *notes_of(cost), *carried_notes(events)),
             state=self.state.state(),
             crashes=None if crashes is None else named(self._target, crashes),
         )
         return checked_summary(summary)
+
+    def _idle(self, share: float | None) -> list[str]:
+        """A note on a *share* of an idle VM's CPU that is more than the budget."""
+        least = RUN_POLICY.min_cpus
+        if share is None or share <= self._options.budget or self._used is None:
+            return []
+        if self._used >= least * self._seconds:
+            return []
+        part = f"{self._options.budget * 100:g}% of {least:g} cores"
+        return [f"the VM is nearly idle: hooks may take {part}"]
 
     def summary(self) -> Summary:
         """What was seen; after :meth:`run`."""
