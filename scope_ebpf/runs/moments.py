@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scope_ebpf.budget.reference_counters import ReferenceCounters
 from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
+from scope_ebpf.kernel.urgency import Urgency
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +61,9 @@ Place = int | tuple[int | slice, ...]
 
 class Watch(Protocol):
     """What is attached for a window."""
+
+    def hurry(self) -> None:
+        """Let what attaches hooks run before the target."""
 
     def attach(self, *, light: bool = False) -> None:
         """Attach every hook, or those of a light window."""
@@ -167,6 +171,7 @@ class Moments:
         self._budget, self._span = _PLANNED * budget, duration or _SPAN
         self._watch, self._hits, self._counts = watch, hits, counts
         self._counters = ReferenceCounters(target)
+        self._urgency = Urgency()
         self._random = random.Random()  # noqa: S311 - when to look is no secret
         #: Hits of windows, by whether they are light: those that there may be.
         self._passed = {kind: _Hits() for kind in (False, True)[: 1 + light]}
@@ -183,6 +188,7 @@ class Moments:
 
     def begin(self) -> None:
         """The run begins; the first window comes later."""
+        self._watch.hurry()
         self._began = time.monotonic_ns()
         self._before = self._reductions()
         self._next = time.monotonic() + _WARM_UP
@@ -274,17 +280,22 @@ class Moments:
         # There were more until the hooks of the last window were out.
         known = sum(kind.all for kind in self._passed.values())
         self._passed[self.light].add_around(before - known)
-        self._watch.attach(light=light)
-        # To attach takes long, and the VM works meanwhile.
-        reductions, at = self._reductions(), time.monotonic()
-        first = self._hits()
-        passed.add_around(first - before)
-        opened = self._watch.open_window(seconds, hits)
-        end = opened + int(seconds * 1e9)
-        while (left := end - time.monotonic_ns()) > 0 and not self._watch.is_over():
-            time.sleep(min(left / 1e9, _STEP))
-        closed = self._watch.close_window()
-        self._watch.release()
+        # Until the hooks are out each moment in which this waits for a CPU costs the target.
+        self._urgency.set(urgent=True)
+        try:
+            self._watch.attach(light=light)
+            # To attach takes long, and the VM works meanwhile.
+            reductions, at = self._reductions(), time.monotonic()
+            first = self._hits()
+            passed.add_around(first - before)
+            opened = self._watch.open_window(seconds, hits)
+            end = opened + int(seconds * 1e9)
+            while (left := end - time.monotonic_ns()) > 0 and not self._watch.is_over():
+                time.sleep(min(left / 1e9, _STEP))
+            closed = self._watch.close_window()
+            self._watch.release()
+        finally:
+            self._urgency.set(urgent=False)
         now, elapsed = self._reductions(), time.monotonic() - at
         self.light = light
         passed.add(self._hits() - first, elapsed)

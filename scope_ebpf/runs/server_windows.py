@@ -10,7 +10,6 @@ and casts of this node, and who calls whom.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
 #: Hits for a message, and the part of a server's time from which on they change what it does: its
 #: callers wait longer and call less often.
 _HITS, _CHANGES = 3, 0.05
-#: The scheduling priority of the process that takes hooks out, as in setpriority(2).
-_PRIORITY = -10
 #: What is counted in windows of a slot: in all of them, and in those alone that are not light.
 _COUNTS = ("calls", "sent_casts", "remote_calls", "remote_casts", "infos")
 _DURATIONS = ("queue", "service", "call")
@@ -75,11 +72,6 @@ class Windows(Counting):
         self._cut = np.zeros(
             (len(_DURATIONS), events.SERVER_SLOTS, events.SERVER_BUCKETS), np.int64
         )
-
-    def _open(self) -> None:
-        super()._open()
-        with suppress(OSError):  # then it has to wait for a CPU while hooks count no longer
-            self._watch.attacher.set_priority(_PRIORITY)
 
     def begin(self) -> None:
         """Begin; the first window comes later."""

@@ -141,8 +141,8 @@ class MarkWatch(WindowedWatch):
             self._ring = self._resources.enter_context(closing(ring))
         known, self._known = self._known, {}
         self.add(known)
-        attacher = self._attacher or self._resources.enter_context(Attacher())
-        self._uprobes = Uprobes(self._identity, attacher, multi=multi)
+        self._attacher = self._attacher or self._resources.enter_context(Attacher())
+        self._uprobes = Uprobes(self._identity, self._attacher, multi=multi)
         self._resources.callback(self.detach)
 
     def add(self, ids: Mapping[int, tuple[bool, int]]) -> int:

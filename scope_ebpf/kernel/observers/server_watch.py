@@ -117,11 +117,6 @@ class ServerWatch(WindowedWatch):
         self._uprobes = Uprobes(self._identity, self._attacher, multi=multi)
         self._resources.callback(self.detach)
 
-    @property
-    def attacher(self) -> Attacher:
-        """The process that holds the breakpoints."""
-        return self._attacher
-
     def forget_open(self) -> None:
         """Forget what was under way when the window ended: its end will not be seen."""
         for one in (self._maps.calls, self._maps.given_up, self._maps.messages):

@@ -4,31 +4,36 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar
 
 from scope_ebpf.errors import NothingToAttachError
 from scope_ebpf.kernel.attach.uprobes import wait_gone
 from scope_ebpf.kernel.closing import Closing
 from scope_ebpf.kernel.observers.loaded_plan import by_program
+from scope_ebpf.kernel.urgency import hurry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import ExitStack
 
     from scope_ebpf.attach.plan import Attachment
-    from scope_ebpf.kernel.attach.uprobes import Uprobes
+    from scope_ebpf.kernel.attach.uprobes import Attacher, Uprobes
     from scope_ebpf.kernel.bpf.maps import Map
     from scope_ebpf.kernel.bpf.objects import BpfObject
 
 #: The end of a window that has none.
 _NEVER = (1 << 64) - 1
+#: Nice value of the attacher.
+_PRIORITY = -10
 
 
 class WindowedWatch(Closing):
     """
     Attaches *_hooks* of programs of *_object*, and opens *_window*, the map of a SERVER_WINDOW.
 
-    A subclass sets these, *_uprobes* and *_resources*. *SEEN* is what hooks see, in the plural.
+    A subclass sets these, *_uprobes*, *_attacher* and *_resources*. *SEEN* is what hooks see, in
+    the plural.
     """
 
     SEEN: ClassVar[str]
@@ -37,11 +42,19 @@ class WindowedWatch(Closing):
     _hooks: Sequence[Attachment]
     _object: BpfObject
     _uprobes: Uprobes
+    _attacher: Attacher | None
     _window: Map
     _resources: ExitStack
     #: Readable when the hooks are out that were released last.
     _leaving: int | None
     _light = False
+
+    def hurry(self) -> None:
+        """Let the attacher run before the target, as permitted: it serves this watch alone."""
+        if self._attacher:
+            with suppress(OSError):
+                self._attacher.set_priority(_PRIORITY)
+            hurry(self._attacher.pid)
 
     def attach(self, *, light: bool = False) -> None:
         """
