@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 #: Messages from which on a mailbox is a finding, and a critical one; the same of a log handler.
 _LONG, _VERY_LONG, _LOGGER = 1000, 100_000, 500
+#: Reductions a second of one that works all the time: a scheduler has some ten million of Erlang
+#: code, and more of a receive that passes over messages.
+_SCANS = 5_000_000
 #: Bytes and part of the VM's memory from which on what one process holds is a finding.
 LARGE, SHARE = 64 << 20, 0.5
 #: Bytes of carriers without blocks, and the part of the carriers that these are.
@@ -64,13 +67,14 @@ class Mailboxes:
         made = []
         for index, one in enumerate(scene.involved(rows)):
             messages, earlier = int(rows["mailbox"][index]), int(before["mailbox"][index])
-            found = self._of(one, rows[index : index + 1], messages, earlier)
+            worked = int(rows["reductions"][index]) - int(before["reductions"][index])
+            found = self._of(one, rows[index : index + 1], messages, earlier, worked)
             made += [found] if found else []
         scene.more["mailbox"] += int((rows["mailbox"][SHOWN:] >= _LONG).sum())
         return made
 
     def _of(
-        self, one: Involved, rows: NDArray[np.void], messages: int, earlier: int
+        self, one: Involved, rows: NDArray[np.void], messages: int, earlier: int, worked: int
     ) -> Finding | None:
         logger = _logs(one)
         if messages < _LONG and not logger:
@@ -79,14 +83,18 @@ class Mailboxes:
         rate = (messages - earlier) / self._scene.seconds
         growth = f" ({rate:,.0f} more each second)" if rate >= 1 else ""
         evidence: Evidence = {"messages": messages, "messages_per_second": round(rate, 1)}
+        works = worked / self._scene.seconds
+        evidence["reductions_per_second"] = round(works, 1)
         evidence["function"] = one["function"]
         tags = self._describe(rows, evidence)
+        scans = f"; {works / 1e6:.3g} million reductions a second: a receive may pass over them all"
         text = (
             f"{messages:,} messages wait for ",
             who(one),
             growth,
             *where(one),
             *(("; the oldest are ", Name("shape", tags)) if tags else ()),
+            *((scans,) if works >= _SCANS else ()),
         )
         severity: Severity = "critical" if messages >= _VERY_LONG else "warning"
         return Finding(

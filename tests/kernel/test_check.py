@@ -165,6 +165,10 @@ CASES = {
         *("mailbox", "warning", {"name": "slow_writer"}, "the oldest are {cast, _, _}"),
         *({"messages": MESSAGES}, {"messages": LONG.format("slow_writer")}),
     ),
+    "selective": Case(
+        *("mailbox", "warning", {"name": "rpc_client"}, "a receive may pass over them all"),
+        *({}, {"messages": LONG.format("rpc_client")}),
+    ),
     "logger": Case(
         *("logger", "warning", {"name": "logger_std_h_planted"}, "777 messages wait"),
         *({"messages": 777}, {"messages": LONG.format("logger_std_h_planted")}),
@@ -264,7 +268,9 @@ BUSY = {
 #: Those of native functions: kind and culprit, and the work that waits meanwhile.
 HELD = {
     "wedged": ("wedged", "hasher", {"count": 1}),
+    "spins": ("wedged", "names_nif:spin/1", {"count": 1}),
     "dirty": ("dirty_pool", "names_nif:dirty_held/1", {"count": 2, "waiting": 1}),
+    "dirty_io": ("dirty_pool", "prim_file:open_nif/2", {"count": 10, "waiting": 1}),
 }
 
 

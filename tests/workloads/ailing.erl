@@ -110,6 +110,15 @@ plant(all_wedged) ->
 plant(dirty) ->
     _ = names_nif:load(),
     [spawn(?MODULE, dirty, []) || _ <- lists:seq(0, erlang:system_info(dirty_cpu_schedulers))];
+plant(dirty_io) ->
+    [spawn(fun open/0) || _ <- lists:seq(0, erlang:system_info(dirty_io_schedulers))];
+plant(spins) ->
+    _ = names_nif:load(),
+    [named(hasher, fun() -> names_nif:spin(5000) end)];
+plant(selective) ->
+    Client = named(rpc_client, fun() -> hold_fast(0) end),
+    [Client ! {cast, I, <<"0123456789abcdef">>} || I <- lists:seq(1, ?MAILBOX)],
+    [Client, spawn(fun() -> answer(Client, 0) end)];
 plant(outside) ->
     _ = names_nif:load(),
     ok = names_nif:keep(?OUTSIDE),
@@ -204,6 +213,14 @@ loader() ->
 slow() -> receive {'$gen_call', _, _} -> receive never -> ok end end.
 caller() -> gen_server:call(checkout, pay, infinity).
 
+%% Each answer is behind all messages that nobody takes.
+hold_fast(N) -> receive {answer, N, From} -> From ! {taken, N}, hold_fast(N + 1) end.
+
+answer(Client, N) ->
+    Client ! {answer, N, self()},
+    receive {taken, N} -> answer(Client, N + 1) end.
+
+open() -> file:open(path(), [read, raw]).
 held() -> names_nif:held(path()).
 dirty() -> names_nif:dirty_held(path()).
 path() -> os:getenv("NAMES_NIF") ++ ".pipe".

@@ -57,6 +57,8 @@ class Evidence(TypedDict, total=False):
     #: Messages in the mailbox at the end.
     messages: int
     messages_per_second: float
+    #: Of the process that they wait for.
+    reductions_per_second: float
     #: Tags of the messages that wait longest.
     shapes: list[ShapeCount]
     status: str
