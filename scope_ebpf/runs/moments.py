@@ -86,13 +86,14 @@ class Window(NamedTuple):
     One window: its seconds, and what was counted in it, of any shape.
 
     ``reductions`` are those of the VM in it, None where they could not be read; ``light`` is
-    whether some of the hooks were attached alone.
+    whether some of the hooks were attached alone, ``planned`` the seconds that it was to take.
     """
 
     seconds: float
     reductions: float | None
     counts: NDArray[np.int64]
     light: bool = False
+    planned: float = 0.0
 
 
 class Scale(NamedTuple):
@@ -171,7 +172,6 @@ class Moments:
         self._budget, self._span = _PLANNED * budget, duration or _SPAN
         self._watch, self._hits, self._counts = watch, hits, counts
         self._counters = ReferenceCounters(target)
-        self._urgency = Urgency()
         self._random = random.Random()  # noqa: S311 - when to look is no secret
         #: Hits of windows, by whether they are light: those that there may be.
         self._passed = {kind: _Hits() for kind in (False, True)[: 1 + light]}
@@ -181,8 +181,6 @@ class Moments:
         self._before: int | None = None
         self._after: int | None = None
         self._began = self._ended = 0
-        #: Seconds that all windows were to take.
-        self._meant = 0.0
         self._total: NDArray[np.int64] | int = 0
         self.windows: list[Window] = []
 
@@ -275,13 +273,13 @@ class Moments:
 
     def _observe(self, seconds: float, hits: int, *, light: bool) -> None:
         """Attach the hooks, count for *seconds* or *hits*, and take the hooks out."""
-        self._meant += seconds
         before, passed = self._hits(), self._passed[light]
         # There were more until the hooks of the last window were out.
         known = sum(kind.all for kind in self._passed.values())
         self._passed[self.light].add_around(before - known)
         # Until the hooks are out each moment in which this waits for a CPU costs the target.
-        self._urgency.set(urgent=True)
+        urgency = Urgency()
+        urgency.set(urgent=True)
         try:
             self._watch.attach(light=light)
             # To attach takes long, and the VM works meanwhile.
@@ -295,7 +293,7 @@ class Moments:
             closed = self._watch.close_window()
             self._watch.release()
         finally:
-            self._urgency.set(urgent=False)
+            urgency.set(urgent=False)
         now, elapsed = self._reductions(), time.monotonic() - at
         self.light = light
         passed.add(self._hits() - first, elapsed)
@@ -305,7 +303,7 @@ class Moments:
             inside = (now - reductions) * (closed - opened) / 1e9 / max(elapsed, 1e-6)
         seen = max(1, closed - opened) / 1e9
         total = self._counts(opened, closed)
-        self.windows.append(Window(seen, inside, total - self._total, light))
+        self.windows.append(Window(seen, inside, total - self._total, light, seconds))
         self._total = total
 
     @property
@@ -331,7 +329,8 @@ class Moments:
     @property
     def enough(self) -> bool:
         """Whether there was enough of windows for any figure; else :attr:`why` says why not."""
-        return are_enough(self.windows, min(_SHORTEST, self._meant / 2))
+        planned = sum(window.planned for window in self.windows)
+        return are_enough(self.windows, min(_SHORTEST, planned / 2))
 
     @property
     def why(self) -> str:
