@@ -38,6 +38,7 @@ def test_help_lists_every_command(words: list[str], capsys: pytest.CaptureFixtur
     assert 0 == ended(*words)
     said = " ".join(capsys.readouterr().out.split())
     assert [] == [name for name, does in cli.COMMANDS.items() if f"{name} {does}" not in said]
+    assert "commands: COMMAND trace " in said
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
