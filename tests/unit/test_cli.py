@@ -53,6 +53,14 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture):
     assert f"{does[0].upper()}{does[1:]}." in " ".join(said.split())
 
 
+def test_a_word_too_many_is_not_called_an_option(capsys: pytest.CaptureFixture):
+    """
+    ``list`` takes no TARGET, and says so of a word that is no option.
+    """
+    assert 2 == ended("list", "4711")
+    assert "error: 4711 is one word too many" in capsys.readouterr().err
+
+
 def test_help_of_a_trace_lists_every_event(capsys: pytest.CaptureFixture):
     """
     All names of events are in the help.
