@@ -23,8 +23,16 @@ from scope_ebpf.suggestions import close, did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+
+def _as_it_is(text: str | None) -> str | None:
+    """
+    What argparse takes for the translation of *text*, which is None where it has no description.
+    """
+    return text
+
+
 # argparse would load locale to look for translations, and there are none.
-argparse._ = str  # type: ignore[attr-defined]
+argparse._ = _as_it_is  # type: ignore[attr-defined]
 
 #: What each command does, by its name. ``trace`` is the default.
 COMMANDS = {
@@ -270,6 +278,8 @@ def parsed(words: Sequence[str], *, alone: bool = False) -> argparse.Namespace:
     if behind:
         arguments.words += behind
     if unknown:
+        if not unknown[0].startswith("-"):
+            parser.error(f"{unknown[0]} is one word too many")
         parser.error(f"{unknown[0]} is no option{did_you_mean(_near_options(parser, unknown[0]))}")
     return arguments
 

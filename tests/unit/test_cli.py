@@ -38,6 +38,7 @@ def test_help_lists_every_command(words: list[str], capsys: pytest.CaptureFixtur
     assert 0 == ended(*words)
     said = " ".join(capsys.readouterr().out.split())
     assert [] == [name for name, does in cli.COMMANDS.items() if f"{name} {does}" not in said]
+    assert "commands: COMMAND trace " in said
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -50,6 +51,14 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture):
     does = cli.COMMANDS[command]
     assert said.startswith("usage: scope-trace")
     assert f"{does[0].upper()}{does[1:]}." in " ".join(said.split())
+
+
+def test_a_word_too_many_is_not_called_an_option(capsys: pytest.CaptureFixture):
+    """
+    ``list`` takes no TARGET, and says so of a word that is no option.
+    """
+    assert 2 == ended("list", "4711")
+    assert "error: 4711 is one word too many" in capsys.readouterr().err
 
 
 def test_help_of_a_trace_lists_every_event(capsys: pytest.CaptureFixture):
