@@ -37,6 +37,9 @@ from scope_ebpf.beam.hidden.resolve import (
     resolve,
     reveal,
 )
+from scope_ebpf.cli import learn as learn_command
+from scope_ebpf.cli import main as cli
+from scope_ebpf.errors import OutputError, UsageError
 from scope_ebpf.sandbox.client import Parser, UnreadableFileError
 from scope_ebpf.sandbox.questions import Questions
 
@@ -113,6 +116,25 @@ def reference(builds: SimpleNamespace) -> bytes:
     What the build with symbols teaches, as a file.
     """
     return packed(learn(Binary.open(builds.teacher)))
+
+
+def test_the_command_writes_the_reference_of_a_file(
+    builds: SimpleNamespace, reference: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """
+    A TARGET beside it, a file and a folder that are not there are refused.
+    """
+    words = ["learn", "--from", str(builds.teacher), "-o", str(tmp_path / "taught")]
+    assert 0 == learn_command.run(cli.parsed(words))
+    assert reference == (tmp_path / "taught").read_bytes()
+    assert f"{len(reference):,} bytes in {tmp_path}/taught" in capsys.readouterr().out
+    for more, error, text in (
+        (["shop"], UsageError, "takes no TARGET"),
+        (["--from", str(tmp_path / "none")], UsageError, "No such file"),
+        (["-o", str(tmp_path / "no" / "folder")], OutputError, "cannot be written: No such file"),
+    ):
+        with pytest.raises(error, match=text):
+            learn_command.run(cli.parsed([*words, *more]))
 
 
 def truth(path: Path) -> dict[str, int]:

@@ -6,8 +6,9 @@ Each process has a tree of those that name it by its pid. A node counts if it is
 kind, active, and names the process whose tree it is in. Timers to registered names are in no such
 tree.
 
-Sources: OTP-25.2.3 and OTP-29.1.1 erts/emulator/beam/erl_hl_timer.c (ErtsBifTimer, which is the
-same in both: its parts are those of 64 bits), erl_process.h (bif_timers), erl_time.h and
+Sources: erts/emulator/beam/erl_hl_timer.c (ErtsBifTimer and ErtsTmrHead, which are the same in
+OTP-23.2.6, 24.0-rc0, 25.2.3, 27.3.4.1 and 29.1.1, so on both sides of 24, 26 and 28: their parts
+are those of 64 bits), erl_process.h (bif_timers), erl_time.h and
 erl_time_sup.c (ERTS_MONOTONIC_BEGIN, minit).
 """
 
