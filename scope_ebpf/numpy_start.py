@@ -156,7 +156,9 @@ def load() -> None:
                 del sys.modules[name]
     if deferred:
         _complete(numpy)
-    sys.modules.setdefault("inspect", Later("inspect"))  # for dataclasses, which seldom use it
+    if "inspect" not in sys.modules:  # for dataclasses, which seldom use it
+        later = sys.modules["inspect"] = Later("inspect")
+        later.__spec__ = importlib.machinery.PathFinder.find_spec("inspect")
 
 
 def _is_new() -> bool:

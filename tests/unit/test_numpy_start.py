@@ -37,6 +37,15 @@ try:
 except AttributeError:
     sys.exit(23)
 """
+LOOKED_FOR = """
+import importlib.util
+found = importlib.util.find_spec("inspect")
+assert "inspect.py" == found.origin.rpartition("/")[2], found
+assert "Later" == type(sys.modules["inspect"]).__name__
+import inspect
+assert found.origin == inspect.__file__ == sys.modules["inspect"].__spec__.origin
+assert "module" == type(sys.modules["inspect"]).__name__
+"""
 
 
 def run(script: str) -> tuple[int, str]:
@@ -59,3 +68,10 @@ def test_what_numpy_was_loaded_without_is_loaded_when_it_is_asked_for():
     Names of numpy, types for annotations and modules of Python are the real ones then.
     """
     assert (23, "") == run(LOADED + ASKED_FOR)
+
+
+def test_a_module_that_is_loaded_later_is_found():
+    """
+    ``find_spec`` of a module that is not loaded yet says where it is, and does not load it.
+    """
+    assert (0, "") == run(LOADED + LOOKED_FOR)
