@@ -36,6 +36,8 @@ class InMoments(MarkRun):
         self._moments = Moments(self._target, self._watch, plan, self._hits, self._window)
         #: Whether it was known of each window which calls were under way at its end.
         self._followed = True
+        #: The error of all functions on average, where windows are few.
+        self._average = 0.0
         #: What was cut off, by slot.
         self._cut = np.zeros((events.MARK_SLOTS, events.SERVER_BUCKETS), np.int64)
 
@@ -73,6 +75,10 @@ class InMoments(MarkRun):
         self._cpu.update()
         self._watch.detach()
         self._scale = self._scaled() if self._moments.enough else None
+        if self._scale:
+            counts = np.sum([window.counts for window in self._moments.windows], axis=0)
+            places = np.flatnonzero(counts).tolist()
+            self._average = self._moments.average_error(self._scale, places)
 
     def _scaled(self) -> Scale:
         """How counts are scaled up: also hits of markers that are not counted slow the VM down."""
@@ -109,7 +115,7 @@ class InMoments(MarkRun):
         changed = hits / observed * self._hit() >= _CHANGES
         return {
             "calls": round(int(stats["calls"]) * scale.factor),
-            "error": self._moments.error(scale, slot),
+            "error": max(self._moments.error(scale, slot), self._average),
             "failures": None,
             "running": None,
             "timed": int(stats["timed"]),

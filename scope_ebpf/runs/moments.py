@@ -19,7 +19,7 @@ from scope_ebpf.errors import NoSuchProcessError, ReadRefusedError
 from scope_ebpf.kernel.urgency import Urgency
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -389,6 +389,22 @@ class Moments:
         ]
         found = error_of(sizes, [int(window.counts[place].sum()) for window in windows])
         return max(found, scale.doubt)
+
+    def average_error(
+        self, scale: Scale, places: Sequence[Place], windows: list[Window] | None = None
+    ) -> float:
+        """
+        The error of what was counted at each of *places*, on average over all that was.
+
+        Of few windows no error is less than that: what one place has counted may agree by chance.
+        """
+        windows = self.windows if windows is None else windows
+        if not are_few(windows):
+            return 0.0
+        counts = [sum(int(window.counts[place].sum()) for window in windows) for place in places]
+        errors = [self.error(scale, place, windows) for place in places]
+        total = sum(n * error for n, error in zip(counts, errors, strict=True))
+        return total / max(1, sum(counts))
 
 
 def are_few(windows: list[Window]) -> bool:

@@ -23,7 +23,7 @@ from scope_ebpf.results.server_events import (
     buckets_of,
     error_of_both,
 )
-from scope_ebpf.runs.moments import Moments, are_enough, are_few
+from scope_ebpf.runs.moments import Moments, are_enough
 from scope_ebpf.runs.server_events import PROGRAM, Counting
 
 if TYPE_CHECKING:
@@ -227,23 +227,14 @@ class Windows(Counting):
     def _error(
         self, scale: Scale, slot: int, number: int, windows: list[Window] | None = None
     ) -> float:
-        """
-        The error of one count of _COUNTS of a module.
-
-        Of few windows it is what it is on average at least: what one module has done may agree by
-        chance.
-        """
+        """The error of one count of _COUNTS of a module, of few windows that of all at least."""
         windows = self._moments.windows if windows is None else windows
-        found = self._moments.error(scale, (slot, number), windows)
-        if not are_few(windows):
-            return found
         key = scale, number, len(windows)
         if key not in self._average:
             counts = np.sum([window.counts[:, number] for window in windows], axis=0)
-            slots = np.flatnonzero(counts)
-            errors = [self._moments.error(scale, (int(one), number), windows) for one in slots]
-            self._average[key] = float(counts[slots] @ errors / max(1, counts.sum()))
-        return max(found, self._average[key])
+            places = [(int(slot), number) for slot in np.flatnonzero(counts)]
+            self._average[key] = self._moments.average_error(scale, places, windows)
+        return max(self._moments.error(scale, (slot, number), windows), self._average[key])
 
 
 def _counted(stats: NDArray[np.void]) -> NDArray[np.int64]:
