@@ -38,9 +38,9 @@ def run(arguments: argparse.Namespace) -> int:
     viewer = Viewer(target, FIELDS)
     rows = find(viewer, process)
     if not len(rows):
+        like = did_you_mean(map(escaped, near(viewer, process)))
         raise UsageError(
-            f"process {target.pid} has no Erlang process {escaped(process)}"
-            f"{did_you_mean(map(escaped, near(viewer, process)))}: "
+            f"process {target.pid} has no Erlang process {escaped(process)}{like or ':'} "
             f"`scope-trace top --pid {target.pid}` lists them; wanted is a pid such as <0.97.0> "
             "or a registered name such as my_server or MyApp.Worker"
         )
