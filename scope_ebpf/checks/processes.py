@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 
 #: Messages from which on a mailbox is a finding, and a critical one; the same of a log handler.
 _LONG, _VERY_LONG, _LOGGER = 1000, 100_000, 500
-#: Reductions a second of one that works all the time: a scheduler has some ten million of Erlang
-#: code, and more of a receive that passes over messages.
-_SCANS = 5_000_000
+#: Reductions a second of one that works; a scheduler has some ten million of Erlang code.
+_WORKS = 1_000_000
 #: Bytes and part of the VM's memory from which on what one process holds is a finding.
 LARGE, SHARE = 64 << 20, 0.5
 #: Bytes of carriers without blocks, and the part of the carriers that these are.
@@ -66,35 +65,39 @@ class Mailboxes:
         rows, before = rows[order], before[order]
         made = []
         for index, one in enumerate(scene.involved(rows)):
-            messages, earlier = int(rows["mailbox"][index]), int(before["mailbox"][index])
-            worked = int(rows["reductions"][index]) - int(before["reductions"][index])
-            found = self._of(one, rows[index : index + 1], messages, earlier, worked)
+            found = self._of(one, rows[index : index + 1], before[index : index + 1])
             made += [found] if found else []
         scene.more["mailbox"] += int((rows["mailbox"][SHOWN:] >= _LONG).sum())
         return made
 
     def _of(
-        self, one: Involved, rows: NDArray[np.void], messages: int, earlier: int, worked: int
+        self, one: Involved, rows: NDArray[np.void], before: NDArray[np.void]
     ) -> Finding | None:
-        logger = _logs(one)
+        now, then, seconds = rows[0], before[0], self._scene.seconds
+        logger, messages = _logs(one), int(now["mailbox"])
         if messages < _LONG and not logger:
             return None
         kind: Kind = "logger" if logger else "mailbox"
-        rate = (messages - earlier) / self._scene.seconds
+        rate = (messages - int(then["mailbox"])) / seconds
         growth = f" ({rate:,.0f} more each second)" if rate >= 1 else ""
         evidence: Evidence = {"messages": messages, "messages_per_second": round(rate, 1)}
-        works = worked / self._scene.seconds
+        works = (int(now["reductions"]) - int(then["reductions"])) / seconds
         evidence["reductions_per_second"] = round(works, 1)
         evidence["function"] = one["function"]
         tags = self._describe(rows, evidence)
-        scans = f"; {works / 1e6:.3g} million reductions a second: a receive may pass over them all"
+        # What takes messages in order, however late, has another one first.
+        leaves = works >= _WORKS and 0 != now["first_message"] == then["first_message"]
+        passes = (
+            f"; it leaves the first at {works / 1e6:.3g} million reductions a second: a receive "
+            "passes over it, or it takes none"
+        )
         text = (
             f"{messages:,} messages wait for ",
             who(one),
             growth,
             *where(one),
             *(("; the oldest are ", Name("shape", tags)) if tags else ()),
-            *((scans,) if works >= _SCANS else ()),
+            *((passes,) if leaves else ()),
         )
         severity: Severity = "critical" if messages >= _VERY_LONG else "warning"
         return Finding(

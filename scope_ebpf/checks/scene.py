@@ -31,12 +31,9 @@ if TYPE_CHECKING:
     from scope_ebpf.results.documents.checks import Involved, Subject
     from scope_ebpf.results.kinds import Kind
 
+_MORE = ("off_heap_words", "old_binaries", "first_message")
 #: Columns of all processes; those that are looked at more closely are read with all FIELDS.
-_COLUMNS = tuple(
-    one
-    for one in FIELDS
-    if one in (*LOAD, *IDENTITY) or one.name in ("off_heap_words", "old_binaries")
-)
+_COLUMNS = tuple(one for one in FIELDS if one in (*LOAD, *IDENTITY) or one.name in _MORE)
 #: Processes that are read a second time; a smaller table is read as a whole.
 _AGAIN = 20_000
 #: Processes that are named in the evidence of one finding, and findings of one kind.

@@ -43,7 +43,7 @@ _WARM_UP = 1.0
 #: one process does has to wait for others.
 _SLOWS = 0.03
 #: Windows without which no figure is given, nor with less than _SHORTEST of them together, or half
-#: of what was planned: a burst may have used up their hits.
+#: of what was planned where they may be shorter: a burst may have used up their hits.
 _FEWEST = 3
 #: By how much a standard error from so many windows, from three on, is too small: Student's t,
 #: 95 %, as a part of that of many. Two may agree by chance.
@@ -329,6 +329,8 @@ class Moments:
     @property
     def enough(self) -> bool:
         """Whether there was enough of windows for any figure; else :attr:`why` says why not."""
+        if True in self._passed:
+            return are_enough(self.windows)
         planned = sum(window.planned for window in self.windows)
         return are_enough(self.windows, min(_SHORTEST, planned / 2))
 

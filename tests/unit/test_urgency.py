@@ -14,7 +14,7 @@ import pytest
 
 from scope_ebpf.kernel.urgency import Urgency, hurry
 from scope_ebpf.runs import budgeted
-from scope_ebpf.runs.budgeted import BudgetedTrace
+from scope_ebpf.runs.budgeted import BudgetedTrace, BudgetOptions
 
 
 class Policies:
@@ -124,6 +124,21 @@ def test_the_vm_is_looked_at_with_the_usual_priority(monkeypatch: pytest.MonkeyP
     run.in_window = False  # by Run.on_exhausted, while it waited
     trace._turn(time.monotonic())
     assert [os.SCHED_FIFO, os.SCHED_OTHER] == looked
+
+
+@pytest.mark.parametrize(
+    ("used", "share", "noted"), [(0.1, 0.03, True), (0.1, 0.01, False), (3.0, 0.03, False)]
+)
+def test_what_an_idle_vm_takes_beyond_its_budget_is_explained(
+    monkeypatch: pytest.MonkeyPatch, used: float, share: float, noted: bool
+):
+    """
+    In ten seconds: a VM that uses less than two of CPU counts as if it used those.
+    """
+    trace = trace_of(Run(), [], Policies(monkeypatch, os.SCHED_OTHER))
+    vars(trace).update(_options=BudgetOptions(10.0, 0.01), _used=used, _seconds=10.0)
+    expected = ["the VM is nearly idle: hooks may take 1% of 0.2 cores"] * noted
+    assert expected == trace._idle(share)
 
 
 def test_a_run_that_ends_in_a_window_is_summed_up_with_the_usual_priority(

@@ -119,6 +119,10 @@ plant(selective) ->
     Client = named(rpc_client, fun() -> hold_fast(0) end),
     [Client ! {cast, I, <<"0123456789abcdef">>} || I <- lists:seq(1, ?MAILBOX)],
     [Client, spawn(fun() -> answer(Client, 0) end)];
+plant(behind) ->
+    Pid = named(late_reader, fun late/0),
+    [Pid ! {cast, I, <<"0123456789abcdef">>} || I <- lists:seq(1, ?MAILBOX)],
+    [Pid];
 plant(outside) ->
     _ = names_nif:load(),
     ok = names_nif:keep(?OUTSIDE),
@@ -219,6 +223,9 @@ hold_fast(N) -> receive {answer, N, From} -> From ! {taken, N}, hold_fast(N + 1)
 answer(Client, N) ->
     Client ! {answer, N, self()},
     receive {taken, N} -> answer(Client, N + 1) end.
+
+late() ->
+    receive Message -> self() ! Message, lists:seq(1, 1000), late() end.
 
 open() -> file:open(path(), [read, raw]).
 held() -> names_nif:held(path()).
